@@ -1,0 +1,3 @@
+"""walytis_vault.adapters."""
+
+__all__: list[str] = []

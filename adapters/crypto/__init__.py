@@ -1,0 +1,3 @@
+"""walytis_vault.adapters.crypto."""
+
+__all__: list[str] = []

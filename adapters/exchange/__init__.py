@@ -1,0 +1,3 @@
+"""walytis_vault.adapters.exchange."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""walytis_vault.adapters.identity."""
+
+__all__: list[str] = []

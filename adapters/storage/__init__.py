@@ -1,0 +1,3 @@
+"""walytis_vault.adapters.storage."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""walytis_vault.adapters.walytis."""
+
+__all__: list[str] = []

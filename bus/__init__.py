@@ -1,0 +1,3 @@
+"""walytis_vault.bus."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""walytis_vault.projections."""
+
+__all__: list[str] = []
