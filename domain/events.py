@@ -8,12 +8,11 @@ Field meanings, sizes and the wire form are in docs/wire-format.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import msgspec
 from eventsourcing.dcb.api import DCBEvent
-from eventsourcing.dcb.domain import Tagged
-from eventsourcing.dcb.msgpack import Decision
+from eventsourcing.dcb.domain import Decision, Tagged
 from eventsourcing.dcb.persistence import DCBMapper
 from msgspec import Meta
 
@@ -27,10 +26,14 @@ Sealed = Annotated[bytes, Meta(max_length=LIMITS.descriptor)]
 Counter = Annotated[int, Meta(ge=0, le=2**53)]
 
 
-class Event(Decision, frozen=True, kw_only=True):
-    """Base of all events: what eventsourcing calls a decision."""
+class Event(msgspec.Struct, Decision, frozen=True, kw_only=True):
+    """Base of all events: what eventsourcing calls a decision (its own msgspec base is not frozen)."""
 
     TOPIC: ClassVar[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as eventsourcing wants them."""
+        return msgspec.structs.asdict(self)
 
     def tags(self) -> list[str]:
         """The tags under which the log finds this event; they follow from its fields alone."""
@@ -251,13 +254,12 @@ class LoggedEvent(DCBEvent):
         self.origin = origin
 
 
-class Recorded(Tagged[Event]):
+class Recorded(Tagged[Decision]):
     """A decoded event with its origin: what projections receive."""
-
-    origin: Origin
 
     def __init__(self, tags: list[str], decision: Event, origin: Origin) -> None:
         super().__init__(tags=tags, decision=decision)
+        self.event = decision
         self.origin = origin
 
 
@@ -361,5 +363,5 @@ class ClosedMapper(DCBMapper[Decision]):
         """Decode an event of the log; a `LoggedEvent` becomes `Recorded`, with its origin."""
         decision = self._table.decode(event.type, event.data)
         if isinstance(event, LoggedEvent):
-            return Recorded(event.tags, decision, event.origin)  # type: ignore[return-value]
+            return Recorded(event.tags, decision, event.origin)
         return Tagged(tags=event.tags, decision=decision)
