@@ -1,0 +1,126 @@
+"""The list of commands, and the one place where errors become a line on stderr and an exit code.
+
+Refuses to show a traceback for anything that a user can cause; `WALYTIS_VAULT_DEBUG=1` shows it all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from walytis_vault.cli import content, forgetting, vault, views
+from walytis_vault.cli.output import one_line
+from walytis_vault.cli.session import common_options
+from walytis_vault.domain.errors import VaultError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
+
+COMMANDS: tuple[click.Command, ...] = (
+    *vault.COMMANDS,
+    *content.COMMANDS,
+    *views.COMMANDS,
+    *forgetting.COMMANDS,
+)
+
+
+class InOrder(click.Group):
+    """Lists the commands in the order in which a person meets them, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return list(self.commands)
+
+
+def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"walytis-vault {version('walytis-vault')}")
+        ctx.exit()
+
+
+def application() -> click.Group:
+    """Build the command line. All options are declared here or in the commands' own modules."""
+    return InOrder(
+        name="walytis-vault",
+        commands={c.name: c for c in COMMANDS if c.name},
+        help="Encrypted content, shared by the members of one Walytis Identity, with a lasting record and real "
+        "forgetting. `init` makes a vault, `serve` runs its node; the other commands talk to that node.",
+        params=[
+            *common_options(),
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_version,
+                help="Show the version and exit.",
+            ),
+        ],
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        no_args_is_help=False,
+    )
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; return the exit code."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = application().main(arguments, prog_name="walytis-vault", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        return _usage(error)
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return _reader_gone()
+    except (VaultError, click.ClickException) as error:
+        return _complain(error.format_message() if isinstance(error, click.ClickException) else str(error), error)
+    except OSError as error:
+        return _complain(_os_error(error), error)
+    except Exception as error:  # the last resort: whatever it was, one line and exit code 1
+        return _complain(f"unexpected {type(error).__name__}: {error} (WALYTIS_VAULT_DEBUG=1 shows where)", error)
+    return code if isinstance(code, int) else 0
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(EXIT_TERMINATED)  # so that files and sockets are closed on the way out
+
+
+def _usage(error: click.UsageError) -> int:
+    command = error.ctx.command_path if error.ctx else "walytis-vault"
+    click.echo(f"{command}: {one_line(error.format_message())} (try: {command} --help)", err=True)
+    return EXIT_USAGE
+
+
+def _complain(message: str, error: BaseException) -> int:
+    if os.environ.get("WALYTIS_VAULT_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"walytis-vault: {one_line(message) or type(error).__name__}", err=True)
+    return EXIT_ERROR
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _reader_gone() -> int:
+    # What is still buffered must not be written at exit, where Python would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_BROKEN_PIPE
