@@ -1,6 +1,6 @@
 """The batch: 1..n events of one author device, the unit that is signed and that fills one Walytis block.
 
-This module only judges bytes: it reads no clock, opens no socket and checks no signature (a `Verifier` does).
+This module only judges bytes: it reads no clock, opens no socket, holds no key (`Signer`, `Verifier` do).
 Format: docs/wire-format.md, "Batch".
 """
 
@@ -16,6 +16,7 @@ from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.events import Counter, DeviceKeys, DidText, Digest
 from walytis_vault.domain.ids import BatchId, KeyId
 from walytis_vault.domain.limits import LIMITS, Limits
+from walytis_vault.domain.ports import Signer
 
 BATCH_VERSION: Final = 1
 BATCH_LABEL: Final = b"\xffwalytis-vault/batch/v1\x00"
@@ -96,6 +97,13 @@ def encode_body(body: BatchBody) -> bytes:
 def batch_id_of(raw_body: bytes) -> BatchId:
     """SHA-256 over the signed bytes."""
     return BatchId(hashlib.sha256(BATCH_LABEL + raw_body).digest())
+
+
+def seal_batch(body: BatchBody, signer: Signer) -> SignedBatch:
+    """Encode and sign a body of our own."""
+    raw_body = encode_body(body)
+    signature = signer.sign(BATCH_LABEL + raw_body)
+    return SignedBatch(batch_id=batch_id_of(raw_body), signature=signature, raw_body=raw_body, body=body)
 
 
 def decode_batch(content: bytes, limits: Limits = LIMITS) -> SignedBatch:

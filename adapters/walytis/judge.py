@@ -1,0 +1,221 @@
+"""Decides whether a batch enters the log. It believes nothing but signatures and its own index.
+
+Order: vault, known already, parents, numbering, key in the causal past, both signatures, and only then the
+events' contents. A refusal is an `UntrustedInputError` whose message is the reason that the audit shows.
+Rules: design.md 3.2-3.5, docs/wire-format.md; the membership fold is `domain.membership`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+import apsw
+import msgspec
+
+from walytis_vault.adapters.walytis.log_index import BatchRow, EventRow, LogIndex
+from walytis_vault.domain.batch import SignedBatch, decode_batch, key_id_of, key_id_of_device
+from walytis_vault.domain.errors import UntrustedInputError
+from walytis_vault.domain.events import (
+    MEMBERSHIP_TOPICS,
+    PRODUCT_EVENTS,
+    EventTable,
+    KeyAnnounced,
+    LastBatch,
+    MemberRemoved,
+    Origin,
+    VaultFounded,
+)
+from walytis_vault.domain.ids import BatchId, KeyId
+from walytis_vault.domain.membership import Membership, MembershipFact, fold_membership
+from walytis_vault.domain.ports import Verifier
+
+MEMBERSHIPS_CACHED: Final = 64
+ROOT_DEPTH: Final = 1
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a batch stands in the causal order."""
+
+    context: int
+    depth: int
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A batch that may enter the log."""
+
+    place: Place
+    author: str
+    """Member DID."""
+    events: list[EventRow]
+    membership: bool
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A batch whose cause is not here yet."""
+
+    missing: BatchId
+
+
+class Judge:
+    """Stateless but for caches; every method runs inside the transaction that its connection belongs to."""
+
+    def __init__(self, index: LogIndex, verifier: Verifier, table: EventTable, vault_id: str, root: BatchId) -> None:
+        """`root` is the id of the founding batch, known from `init` or from the invitation."""
+        self._index = index
+        self._verifier = verifier
+        self._table = table
+        self._vault_id = vault_id
+        self.root = root
+        self._memberships: OrderedDict[int, Membership] = OrderedDict()
+
+    def judge(self, connection: apsw.Connection, batch: SignedBatch) -> Accepted | Waiting:
+        """Judge a batch that is not in the index yet.
+
+        Raises:
+            UntrustedInputError: it never enters the log; the message says why.
+        """
+        body = batch.body
+        if body.vault_id != self._vault_id:
+            raise UntrustedInputError("batch belongs to another vault")
+        if batch.batch_id == self.root:
+            return self._judge_root(connection, batch)
+        if not body.parents():
+            raise UntrustedInputError("batch without a cause: only the founding batch has none")
+        parents = []
+        for parent_id in body.parents():
+            parent = self._index.batch(connection, parent_id)
+            if parent is None:
+                return Waiting(parent_id)
+            parents.append(parent)
+        if body.previous and (parents[0].device, parents[0].number) != (body.author, body.number - 1):
+            raise UntrustedInputError("batch number does not follow the device's previous batch")
+        place = self.place(connection, parents)
+        membership = self.membership(connection, place.context)
+        key_id = KeyId(body.key_id)
+        if refusal := membership.refusal(key_id, body.author):
+            raise UntrustedInputError(refusal)
+        keys = membership.keys[key_id]
+        self._check_signature(batch, keys.ed25519, keys.ml_dsa_65)
+        events = self._unpack(batch)
+        is_membership = any(e.topic in MEMBERSHIP_TOPICS for e in events)
+        if is_membership:
+            self._check_membership_events(connection, events, parents, membership, keys.member)
+        return Accepted(place, keys.member, events, is_membership)
+
+    def place(self, connection: apsw.Connection, parents: Sequence[BatchRow]) -> Place:
+        """Causal context and depth of a batch with these parents (at least one)."""
+        depth = 1 + max(p.depth for p in parents)
+        contexts = {p.context for p in parents}
+        if len(contexts) == 1 and not any(p.membership for p in parents):
+            return Place(contexts.pop(), depth)
+        known = {p.batch_id for p in parents if p.membership}
+        union = set(known).union(*(self._index.context(connection, c) for c in contexts))
+        return Place(self._index.context_id(connection, union), depth)
+
+    def membership(self, connection: apsw.Connection, context: int) -> Membership:
+        """The verdict on members and keys for one causal context."""
+        found = self._memberships.get(context)
+        if found is None:
+            facts = self.facts(connection, self._index.context(connection, context))
+            found = self._memberships[context] = fold_membership(facts, self.root)
+            if len(self._memberships) > MEMBERSHIPS_CACHED:
+                self._memberships.popitem(last=False)
+        return found
+
+    def facts(self, connection: apsw.Connection, batch_ids: frozenset[bytes] | None = None) -> list[MembershipFact]:
+        """Membership events of some batches, or of all in the index (void ones included)."""
+        sql = (
+            "SELECT e.topic, e.data, e.idx, b.batch_id, b.depth, b.author, b.device, b.number, b.time_ms, b.key_id"
+            " FROM batches b JOIN events e ON e.batch = b.seq WHERE b.membership = 1"
+        )
+        facts = []
+        for topic, data, idx, batch_id, depth, author, device, number, time_ms, key_id in connection.execute(sql):
+            if topic in MEMBERSHIP_TOPICS and (batch_ids is None or batch_id in batch_ids):
+                origin = Origin(
+                    batch_id=batch_id, index=idx, depth=depth, author=author, device=device, number=number,
+                    time_ms=time_ms,
+                )  # fmt: skip
+                facts.append(MembershipFact(event=PRODUCT_EVENTS.decode(topic, data), origin=origin, key_id=key_id))
+        return facts
+
+    def last_batches(
+        self, connection: apsw.Connection, parents: Sequence[BatchId], devices: frozenset[str]
+    ) -> tuple[LastBatch, ...]:
+        """The last batch of each device in the causal past of a batch with these parents, sorted by device."""
+        front: list[tuple[int, bytes]] = []
+        seen: set[bytes] = set()
+        found: dict[str, LastBatch] = {}
+
+        def visit(batch_id: bytes) -> None:
+            if batch_id not in seen and (row := self._index.batch(connection, batch_id)):
+                seen.add(batch_id)
+                heapq.heappush(front, (-row.depth, batch_id))
+
+        for parent in parents:
+            visit(parent)
+        while front and len(found) < len(devices):
+            _, batch_id = heapq.heappop(front)
+            ((device, number, envelope),) = connection.execute(
+                "SELECT device, number, envelope FROM batches WHERE batch_id = ?", (batch_id,)
+            )
+            # Depth grows along a device's chain, so the deepest of its batches is its last.
+            if device in devices and device not in found:
+                found[device] = LastBatch(device=device, number=number, batch_id=batch_id)
+            for parent in decode_batch(envelope).body.parents():
+                visit(parent)
+        return tuple(found[d] for d in sorted(found))
+
+    def _judge_root(self, connection: apsw.Connection, batch: SignedBatch) -> Accepted:
+        """The founding batch vouches for itself: its id is pinned."""
+        decoded = [PRODUCT_EVENTS.decode(e.topic, e.payload) for e in batch.body.events[:2]]
+        founded, announced = (*decoded, None, None)[:2]
+        if not isinstance(founded, VaultFounded) or not isinstance(announced, KeyAnnounced):
+            raise UntrustedInputError("founding batch does not begin with VaultFounded and KeyAnnounced")
+        keys = announced.keys
+        if key_id_of_device(keys) != batch.body.key_id or keys.device != batch.body.author:
+            raise UntrustedInputError("founding batch is not signed by the key that it announces")
+        self._check_signature(batch, keys.ed25519, keys.ml_dsa_65)
+        context = self._index.context_id(connection, ())
+        return Accepted(Place(context, ROOT_DEPTH), keys.member, self._unpack(batch), membership=True)
+
+    def _check_signature(self, batch: SignedBatch, ed25519: bytes, ml_dsa_65: bytes) -> None:
+        if key_id_of(ed25519, ml_dsa_65) != batch.body.key_id or not self._verifier.verify(
+            ed25519=ed25519, ml_dsa_65=ml_dsa_65, signature=batch.signature, message=batch.signed_bytes()
+        ):
+            raise UntrustedInputError("signature does not verify")
+
+    def _unpack(self, batch: SignedBatch) -> list[EventRow]:
+        return [EventRow(e.topic, *self._table.unpack(e.topic, e.payload)) for e in batch.body.events]
+
+    def _check_membership_events(
+        self,
+        connection: apsw.Connection,
+        events: Sequence[EventRow],
+        parents: Sequence[BatchRow],
+        membership: Membership,
+        author: str,
+    ) -> None:
+        """Refuse what the author cannot claim, given the batch's causal past."""
+        for row in events:
+            if row.topic == VaultFounded.TOPIC:
+                raise UntrustedInputError("a vault is founded once")
+            if row.topic == KeyAnnounced.TOPIC:
+                event = PRODUCT_EVENTS.decode(row.topic, row.data)
+                if isinstance(event, KeyAnnounced) and event.keys.member != author:
+                    raise UntrustedInputError("key announced for another member")
+            if row.topic == MemberRemoved.TOPIC:
+                event = PRODUCT_EVENTS.decode(row.topic, row.data)
+                assert isinstance(event, MemberRemoved)
+                victim = membership.members.get(event.member)
+                if victim is None or victim.removed:
+                    raise UntrustedInputError("removal of somebody who is not a member")
+                true_past = self.last_batches(
+                    connection, [p.batch_id for p in parents], frozenset(victim.devices)
+                )  # fmt: skip
+                if tuple(sorted(event.accepted, key=lambda a: a.device)) != true_past:
+                    raise UntrustedInputError(
+                        "removal does not name the victim's last batches that its author had seen"
+                    )

@@ -1,0 +1,106 @@
+"""Puts judged batches into the index, and keeps the verdict "void" true when membership changes.
+
+Both ways into the log end here: the writer's own batches and the reconciler's received ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import apsw
+
+from walytis_vault.adapters.walytis.judge import Accepted, Judge, Waiting
+from walytis_vault.adapters.walytis.log_index import LogIndex
+from walytis_vault.domain.batch import SignedBatch
+from walytis_vault.domain.ids import BatchId, KeyId
+from walytis_vault.domain.membership import Membership, fold_membership
+
+
+class Ledger:
+    """One for each vault. Methods that take a connection run inside its transaction."""
+
+    def __init__(self, index: LogIndex, judge: Judge) -> None:
+        """`judge` decides; this class records."""
+        self.index = index
+        self.judge = judge
+        self._lock = threading.Lock()
+        self._current: Membership | None = None
+        self._on_voided: list[Callable[[], None]] = []
+
+    def on_voided(self, callback: Callable[[], None]) -> None:
+        """Call back (inside the write transaction: only set a flag) when recorded events became void."""
+        self._on_voided.append(callback)
+
+    def current(self) -> Membership:
+        """Members and keys, given everything that is known."""
+        with self._lock:
+            if self._current is None:
+                with self.index.database.read() as connection:
+                    self._current = fold_membership(self.judge.facts(connection), self.judge.root)
+            return self._current
+
+    def record(
+        self, connection: apsw.Connection, batch: SignedBatch, verdict: Accepted, *, block: bytes | None
+    ) -> tuple[int, int]:
+        """Insert a batch; return its (first, last) position."""
+        body = batch.body
+        membership = self._membership(connection)
+        void = not verdict.membership and membership.is_void(
+            KeyId(body.key_id), body.author, body.number, batch.batch_id
+        )
+        first = self.index.insert_batch(
+            connection, batch, verdict.events, author=verdict.author, context=verdict.place.context,
+            depth=verdict.place.depth, membership=verdict.membership, block=block, void=void,
+        )  # fmt: skip
+        if verdict.membership:
+            self._settle(connection)
+        return first, first + len(verdict.events) - 1
+
+    def receive(self, connection: apsw.Connection, batch: SignedBatch, block: bytes) -> Accepted | Waiting | None:
+        """Judge and record a batch from the chain. None when it was here already.
+
+        Raises:
+            UntrustedInputError: it is refused; the message says why.
+        """
+        known = self.index.batch(connection, batch.batch_id)
+        if known is not None:
+            if not known.on_chain:
+                self.index.mark_on_chain(connection, batch.batch_id, block)
+            return None
+        verdict = self.judge.judge(connection, batch)
+        if isinstance(verdict, Accepted):
+            self.record(connection, batch, verdict, block=block)
+        return verdict
+
+    def _membership(self, connection: apsw.Connection) -> Membership:
+        with self._lock:
+            if self._current is None:
+                self._current = fold_membership(self.judge.facts(connection), self.judge.root)
+            return self._current
+
+    def _settle(self, connection: apsw.Connection) -> None:
+        """Fold membership again and correct the void flags of batches that a removal reaches back to."""
+        membership = fold_membership(self.judge.facts(connection), self.judge.root)
+        with self._lock:
+            self._current = membership
+        if not membership.cuts and len(membership.keys) <= 1:
+            return
+        changed = False
+        rows: list[Any] = connection.execute(
+            "SELECT seq, key_id, device, number, batch_id, void FROM batches"
+        ).fetchall()
+        for seq, key_id, device, number, batch_id, void in rows:
+            now = membership.is_void(KeyId(key_id), device, number, BatchId(batch_id))
+            if now != bool(void):
+                connection.execute("UPDATE batches SET void = ? WHERE seq = ?", (now, seq))
+                changed = True
+        if changed:
+            for callback in self._on_voided:
+                callback()
+
+    def forget_current(self) -> None:
+        """Fold again at the next question: a transaction that changed membership was rolled back."""
+        with self._lock:
+            self._current = None

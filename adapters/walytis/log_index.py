@@ -1,0 +1,291 @@
+"""The index of the log: batches, events, tags, contexts and verdicts about blocks, in one SQLite database.
+
+It stores and finds; it judges nothing (`judge.py`) and talks to no chain. All writing happens inside
+`Database.transaction()`, so that whoever holds it owns the next position. A reader sees positions up to
+`horizon`: a local batch becomes visible when its block exists. Schema: docs/adr/0007-log-index.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import apsw
+import msgspec
+from eventsourcing.dcb.api import DCBQuery
+
+from walytis_vault.adapters.storage.database import Database
+from walytis_vault.domain.batch import SignedBatch
+from walytis_vault.domain.events import LoggedEvent, Origin
+from walytis_vault.domain.ids import BatchId
+
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS batches(
+  seq INTEGER PRIMARY KEY, batch_id BLOB NOT NULL UNIQUE, device TEXT NOT NULL, author TEXT NOT NULL,
+  key_id BLOB NOT NULL, number INTEGER NOT NULL, depth INTEGER NOT NULL, context INTEGER NOT NULL,
+  time_ms INTEGER NOT NULL, on_chain INTEGER NOT NULL, void INTEGER NOT NULL DEFAULT 0,
+  first INTEGER NOT NULL, count INTEGER NOT NULL, membership INTEGER NOT NULL, block BLOB, envelope BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS batches_device ON batches(device, number);
+CREATE INDEX IF NOT EXISTS batches_pending ON batches(seq) WHERE on_chain = 0;
+CREATE INDEX IF NOT EXISTS batches_membership ON batches(seq) WHERE membership = 1;
+CREATE TABLE IF NOT EXISTS events(
+  position INTEGER PRIMARY KEY, batch INTEGER NOT NULL REFERENCES batches, idx INTEGER NOT NULL,
+  topic TEXT NOT NULL, data BLOB NOT NULL, tags BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS events_topic ON events(topic, position);
+CREATE TABLE IF NOT EXISTS tags(tag TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY(tag, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS heads(batch_id BLOB PRIMARY KEY, depth INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS contexts(context INTEGER PRIMARY KEY, batch_ids BLOB NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS blocks(key BLOB PRIMARY KEY, verdict TEXT NOT NULL, reason TEXT) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blocks_verdict ON blocks(verdict);
+CREATE TABLE IF NOT EXISTS waiting(missing BLOB NOT NULL, key BLOB NOT NULL, PRIMARY KEY(missing, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS replies(
+  client TEXT NOT NULL, request_id BLOB NOT NULL, digest BLOB NOT NULL, reply BLOB NOT NULL, made_ms INTEGER NOT NULL,
+  PRIMARY KEY(client, request_id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS replies_made ON replies(made_ms);
+"""
+
+
+class BatchRow(msgspec.Struct, frozen=True):
+    """What the index knows of one batch."""
+
+    seq: int
+    batch_id: BatchId
+    device: str
+    author: str
+    number: int
+    depth: int
+    context: int
+    on_chain: bool
+    void: bool
+    membership: bool
+
+
+class EventRow(msgspec.Struct, frozen=True):
+    """One event on its way into the index."""
+
+    topic: str
+    data: bytes
+    tags: list[str]
+
+
+_tags_encoder = msgspec.msgpack.Encoder()
+_tags_decoder = msgspec.msgpack.Decoder(list[str])
+_BATCH_COLUMNS: Final = "seq, batch_id, device, author, number, depth, context, on_chain, void, membership"
+
+
+class LogIndex:
+    """Storage of the log. Thread-safe as `Database` is; `horizon` is guarded by its own condition."""
+
+    def __init__(self, database: Database) -> None:
+        """Open the index and create its tables if they are missing."""
+        self.database = database
+        with database.transaction() as connection:
+            connection.execute(SCHEMA)
+        self._advanced = threading.Condition()
+        self._horizon = 0
+        self.publish_horizon()
+
+    # -- visibility ---------------------------------------------------------------------------------------------
+
+    @property
+    def horizon(self) -> int:
+        """The last position that readers may see; 0 when there is none."""
+        return self._horizon
+
+    def publish_horizon(self) -> int:
+        """Let readers see everything up to the first event that is not on the chain yet; wake the waiting."""
+        with self._advanced:
+            with self.database.read() as connection:
+                (upto,) = next(
+                    connection.execute(
+                        "SELECT coalesce((SELECT min(first) - 1 FROM batches WHERE on_chain = 0),"
+                        " (SELECT max(position) FROM events), 0)"
+                    )
+                )
+            self._horizon = max(self._horizon, upto)
+            self._advanced.notify_all()
+            return self._horizon
+
+    def wait_beyond(self, position: int, timeout: float | None, stopped: Callable[[], bool] = lambda: False) -> int:
+        """Block until the horizon is beyond `position`, `stopped` says so after a `wake`, or `timeout` (s) is over."""
+        with self._advanced:
+            self._advanced.wait_for(lambda: self._horizon > position or stopped(), timeout)
+            return self._horizon
+
+    def wake(self) -> None:
+        """Wake everyone who waits for the horizon, so that they look at their stop flags."""
+        with self._advanced:
+            self._advanced.notify_all()
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, query: DCBQuery | None, after: int, limit: int, upto: int) -> list[tuple[int, LoggedEvent]]:
+        """Return up to `limit` events with after < position <= upto that match the query, in order."""
+        where, params = _where(query)
+        sql = (
+            "SELECT e.position, e.topic, e.data, e.tags, e.idx, b.batch_id, b.depth, b.author, b.device, b.number,"
+            f" b.time_ms FROM events e JOIN batches b ON b.seq = e.batch WHERE b.void = 0 AND {where}"
+            " AND e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ?"
+        )
+        with self.database.read() as connection:
+            rows = connection.execute(sql, (*params, after, upto, limit)).fetchall()
+        return [(row[0], _logged(row)) for row in rows]  # type: ignore[misc]
+
+    def matches(self, connection: apsw.Connection, query: DCBQuery, after: int) -> bool:
+        """Whether any event beyond `after` matches, pending ones included. Call inside a transaction."""
+        where, params = _where(query)
+        sql = (
+            f"SELECT 1 FROM events e JOIN batches b ON b.seq = e.batch WHERE b.void = 0 AND {where}"
+            " AND e.position > ? LIMIT 1"
+        )
+        return connection.execute(sql, (*params, after)).fetchone() is not None
+
+    def batch(self, connection: apsw.Connection, batch_id: bytes) -> BatchRow | None:
+        """Look a batch up by its id."""
+        row = connection.execute(
+            f"SELECT {_BATCH_COLUMNS} FROM batches WHERE batch_id = ?",
+            (batch_id,),
+        ).fetchone()
+        return _batch_row(row) if row else None
+
+    def last_batch_of(self, connection: apsw.Connection, device: str) -> BatchRow | None:
+        """The batch of a device with the highest number."""
+        row = connection.execute(
+            f"SELECT {_BATCH_COLUMNS} FROM batches WHERE device = ? ORDER BY number DESC, batch_id LIMIT 1",
+            (device,),
+        ).fetchone()
+        return _batch_row(row) if row else None
+
+    def pending(self) -> list[tuple[BatchId, bytes]]:
+        """(batch id, envelope) of local batches that are not on the chain, oldest first."""
+        with self.database.read() as connection:
+            rows = connection.execute("SELECT batch_id, envelope FROM batches WHERE on_chain = 0 ORDER BY seq")
+            return [(BatchId(bytes(r[0])), bytes(r[1])) for r in rows]
+
+    def heads(self, connection: apsw.Connection, most: int) -> list[BatchId]:
+        """Batches without a known child, deepest first."""
+        rows = connection.execute("SELECT batch_id FROM heads ORDER BY depth DESC, batch_id LIMIT ?", (most,))
+        return [BatchId(bytes(r[0])) for r in rows]
+
+    def forks(self) -> list[tuple[str, int]]:
+        """(device, number) for which more than one batch exists: proofs of a fork."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT device, number FROM batches GROUP BY device, number HAVING count(*) > 1 ORDER BY device, number"
+            )
+            return [(str(r[0]), int(r[1])) for r in rows]
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def insert_batch(
+        self,
+        connection: apsw.Connection,
+        batch: SignedBatch,
+        events: Sequence[EventRow],
+        *,
+        author: str,
+        context: int,
+        depth: int,
+        membership: bool,
+        block: bytes | None,
+        void: bool = False,
+    ) -> int:
+        """Give the events the next positions; return the first. `block` is None while it is not on the chain."""
+        first: int = 1 + next(connection.execute("SELECT coalesce(max(position), 0) FROM events"))[0]
+        body = batch.body
+        connection.execute(
+            "INSERT INTO batches(batch_id, device, author, key_id, number, depth, context, time_ms, on_chain, void,"
+            " first, count, membership, block, envelope) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                batch.batch_id, body.author, author, body.key_id, body.number, depth, context, body.time_ms,
+                block is not None, void, first, len(events), membership, block, batch.envelope(),
+            ),
+        )  # fmt: skip
+        seq = connection.last_insert_rowid()
+        connection.executemany(
+            "INSERT INTO events VALUES(?,?,?,?,?,?)",
+            [(first + i, seq, i, e.topic, e.data, _tags_encoder.encode(e.tags)) for i, e in enumerate(events)],
+        )
+        connection.executemany(
+            "INSERT OR IGNORE INTO tags VALUES(?,?)",
+            [(tag, first + i) for i, e in enumerate(events) for tag in e.tags],
+        )
+        connection.executemany("DELETE FROM heads WHERE batch_id = ?", [(p,) for p in body.parents()])
+        connection.execute("INSERT INTO heads VALUES(?,?)", (batch.batch_id, depth))
+        return first
+
+    def mark_on_chain(self, connection: apsw.Connection, batch_id: bytes, block: bytes) -> None:
+        """A local batch has its block; the block needs no further verdict."""
+        connection.execute("UPDATE batches SET on_chain = 1, block = ? WHERE batch_id = ?", (block, batch_id))
+        self.set_verdict(connection, block, "accepted", None)
+
+    def set_verdict(self, connection: apsw.Connection, block: bytes, verdict: str, reason: str | None) -> None:
+        """Remember what was decided about a block."""
+        connection.execute("INSERT OR REPLACE INTO blocks VALUES(?,?,?)", (block, verdict, reason))
+
+    def verdict(self, connection: apsw.Connection, block: bytes) -> str | None:
+        """What was decided about a block, None when it was never looked at."""
+        row = connection.execute("SELECT verdict FROM blocks WHERE key = ?", (block,)).fetchone()
+        return str(row[0]) if row else None
+
+    def park(self, connection: apsw.Connection, block: bytes, missing: bytes) -> None:
+        """A block waits for a batch."""
+        self.set_verdict(connection, block, "waiting", f"waits for batch {missing.hex()}")
+        connection.execute("INSERT OR IGNORE INTO waiting VALUES(?,?)", (missing, block))
+
+    def release(self, connection: apsw.Connection, arrived: bytes) -> list[bytes]:
+        """Keys of the blocks that waited for this batch; they wait no more."""
+        rows: list[Any] = connection.execute("SELECT key FROM waiting WHERE missing = ?", (arrived,)).fetchall()
+        connection.execute("DELETE FROM waiting WHERE missing = ?", (arrived,))
+        return [row[0] for row in rows]
+
+    def verdict_counts(self) -> dict[str, int]:
+        """How many blocks got which verdict."""
+        with self.database.read() as connection:
+            return {str(v): int(n) for v, n in connection.execute("SELECT verdict, count(*) FROM blocks GROUP BY 1")}
+
+    def context_id(self, connection: apsw.Connection, batch_ids: Iterable[bytes]) -> int:
+        """Intern a set of membership batches: most batches share one."""
+        packed = b"".join(sorted(set(batch_ids)))
+        row = connection.execute("SELECT context FROM contexts WHERE batch_ids = ?", (packed,)).fetchone()
+        if row is None:
+            connection.execute("INSERT INTO contexts(batch_ids) VALUES(?)", (packed,))
+            return connection.last_insert_rowid()
+        return int(row[0])
+
+    def context(self, connection: apsw.Connection, context: int) -> frozenset[bytes]:
+        """The membership batches of a context."""
+        row = connection.execute("SELECT batch_ids FROM contexts WHERE context = ?", (context,)).fetchone()
+        packed = bytes(row[0]) if row else b""
+        return frozenset(packed[i : i + 32] for i in range(0, len(packed), 32))
+
+
+def _where(query: DCBQuery | None) -> tuple[str, list[str]]:
+    """Translate a DCB query; every item is a conjunction, the items a disjunction."""
+    if query is None or not query.items:
+        return "1", []
+    parts: list[str] = []
+    params: list[str] = []
+    for item in query.items:
+        clauses = []
+        if item.types:
+            clauses.append(f"e.topic IN ({','.join('?' * len(item.types))})")
+            params += item.types
+        for tag in item.tags:
+            clauses.append("e.position IN (SELECT position FROM tags WHERE tag = ?)")
+            params.append(tag)
+        parts.append("(" + (" AND ".join(clauses) or "1") + ")")
+    return "(" + " OR ".join(parts) + ")", params
+
+
+def _batch_row(row: tuple[Any, ...]) -> BatchRow:
+    return BatchRow(row[0], BatchId(row[1]), *row[2:7], *(bool(flag) for flag in row[7:]))
+
+
+def _logged(row: tuple[Any, ...]) -> LoggedEvent:
+    _, topic, data, tags, idx, batch_id, depth, author, device, number, time_ms = row
+    origin = Origin(
+        batch_id=batch_id, index=idx, depth=depth, author=author, device=device, number=number, time_ms=time_ms
+    )
+    return LoggedEvent(type=topic, data=data, tags=_tags_decoder.decode(tags), origin=origin)

@@ -1,0 +1,63 @@
+"""Exactly one effect for each request id: the reply is kept in the transaction that appends the events."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Final
+
+import apsw
+import msgspec
+
+from walytis_vault.domain.errors import ConflictError
+
+REPLY_KEPT_MS: Final = 7 * 24 * 3600 * 1000
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """Makes an append happen once for a request id."""
+
+    client: str
+    request_id: bytes
+    digest: bytes
+    """SHA-256 of the request: the same id with another body is an error."""
+    make_reply: Callable[[int, int], bytes]
+    """(first, last position) -> the reply to keep, and to give again."""
+
+
+class Appended(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the events are. For a repeated request: the first reply, and nothing was appended."""
+
+    first: int
+    last: int
+    reply: bytes | None = None
+    repeated: bool = False
+
+
+def find_reply(connection: apsw.Connection, client: str, request_id: bytes, digest: bytes) -> Appended | None:
+    """The kept reply of a request id, None when it is new.
+
+    Raises:
+        ConflictError: the id was used for another request.
+    """
+    row = connection.execute(
+        "SELECT digest, reply FROM replies WHERE client = ? AND request_id = ?", (client, request_id)
+    ).fetchone()
+    if row is None:
+        return None
+    kept_digest, reply = row
+    assert isinstance(kept_digest, bytes)
+    assert isinstance(reply, bytes)
+    if not hmac.compare_digest(kept_digest, digest):
+        raise ConflictError("this request id was used for another request: make a new id")
+    return Appended(first=0, last=0, reply=reply, repeated=True)
+
+
+def keep_reply(connection: apsw.Connection, receipt: Receipt, first: int, last: int, now_ms: int) -> bytes:
+    """Keep the reply with its events; drop the ones that expired."""
+    reply = receipt.make_reply(first, last)
+    connection.execute(
+        "INSERT INTO replies VALUES(?,?,?,?,?)", (receipt.client, receipt.request_id, receipt.digest, reply, now_ms)
+    )
+    connection.execute("DELETE FROM replies WHERE made_ms < ?", (now_ms - REPLY_KEPT_MS,))
+    return reply

@@ -1,0 +1,206 @@
+"""Catch-up: walks from the chain's leaves to known blocks, judges what is new, parents first.
+
+The chain's listener is only a hint to look now. The walk is iterative and judges in bounded chunks, one
+transaction each, so a crash costs at most one chunk of work. Blocks that wait for a missing cause are parked by
+key on disk (a stranger's junk costs us less than it costs the chain) and looked at again when the cause arrives.
+Spec: design.md 3.8.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Final
+
+import apsw
+
+from walytis_vault.adapters.walytis.judge import Accepted, Waiting
+from walytis_vault.adapters.walytis.ledger import Ledger
+from walytis_vault.domain.batch import decode_batch
+from walytis_vault.domain.errors import NotYetAvailableError, StorageError, TransportError, UntrustedInputError
+from walytis_vault.domain.faults import fault
+from walytis_vault.domain.ids import BatchId
+from walytis_vault.domain.ports import BlockRef, Chain
+
+CHUNK: Final = 256
+"""Blocks judged in one transaction."""
+LOOK_EVERY_S: Final = 20.0
+"""How often the leaves are looked at when no hint comes."""
+HINTS_KEPT: Final = 4096
+DEEP_WALK: Final = 20_000
+"""Unknown blocks on one walk after which a sequential scan, which needs no memory, is the better way."""
+GENESIS_CONTENT: Final = b"Hello World, new blockchain getting born!"
+"""What walytis_beta writes into the first blocks of every chain."""
+
+
+class Reconciler:
+    """Owns the thread through which blocks enter the log."""
+
+    def __init__(self, ledger: Ledger, chain: Chain, *, progress: Callable[[int], None] | None = None) -> None:
+        """`progress` is told how many blocks were judged so far in a long catch-up."""
+        self._ledger = ledger
+        self._index = ledger.index
+        self._chain = chain
+        self._progress = progress
+        self._hints: dict[bytes, BlockRef] = {}
+        self._look = False
+        self._changed = threading.Condition()
+        self._closing = False
+        self._pass_lock = threading.Lock()
+        self._stop_listening: Callable[[], None] | None = None
+        self._thread = threading.Thread(target=self._run, name="log-reconciler", daemon=True)
+        self.last_error: str | None = None
+
+    def start(self) -> None:
+        """Listen to the chain and keep up with it."""
+        self._stop_listening = self._chain.listen(self.hint)
+        self._thread.start()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Stop; the chunk under way is finished or rolled back. Bounded by `timeout` seconds."""
+        if self._stop_listening is not None:
+            self._stop_listening()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def hint(self, ref: BlockRef) -> None:
+        """A block may be new. Too many hints at once become one look at the leaves."""
+        with self._changed:
+            if len(self._hints) < HINTS_KEPT:
+                self._hints[ref.key] = ref
+            else:
+                self._look = True
+            self._changed.notify()
+
+    def look(self) -> None:
+        """Ask for a walk from the leaves, now."""
+        with self._changed:
+            self._look = True
+            self._changed.notify()
+
+    def catch_up(self) -> int:
+        """Judge everything that is known to the chain and new to us; return how many blocks that was."""
+        with self._pass_lock:
+            return self._walk(self._chain.leaves())
+
+    # -- the reconciler thread ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                woken = self._changed.wait_for(lambda: self._hints or self._look or self._closing, LOOK_EVERY_S)
+                if self._closing:
+                    return
+                hints, self._hints = list(self._hints.values()), {}
+                whole = self._look or not woken
+                self._look = False
+            try:
+                with self._pass_lock:
+                    self._walk([*hints, *(self._chain.leaves() if whole else [])])
+                self.last_error = None
+            except (StorageError, TransportError) as e:
+                # Shown by `status`; the next look repeats the whole walk, nothing is lost.
+                self.last_error = str(e)
+
+    def _walk(self, start: Iterable[BlockRef]) -> int:
+        """Judge unknown ancestors of `start`, parents first."""
+        judged = 0
+        chunk: list[BlockRef] = []
+        for ref in self._unknown(start):
+            chunk.append(ref)
+            if len(chunk) >= CHUNK:
+                judged += self._judge_chunk(chunk)
+                chunk = []
+                if self._progress:
+                    self._progress(judged)
+                if self._closing:
+                    return judged
+        return judged + (self._judge_chunk(chunk) if chunk else 0)
+
+    def _unknown(self, start: Iterable[BlockRef]) -> Iterator[BlockRef]:
+        """Blocks without a verdict, parents first; only keys are kept in memory."""
+        given = {ref.key: ref for ref in start}
+        stack = [(key, False) for key in given]
+        seen: set[bytes] = set()
+        while stack:
+            key, expanded = stack.pop()
+            if expanded:
+                if ref := given.pop(key, None) or self._chain.find(key):
+                    yield ref
+                continue
+            if key in seen or self._known(key):
+                continue
+            seen.add(key)
+            if len(seen) > DEEP_WALK:
+                yield from self._scan()
+                return
+            ref = given.get(key) or self._chain.find(key)
+            if ref is None:
+                continue
+            stack.append((key, True))
+            stack.extend((parent, False) for parent in ref.parents)
+
+    def _scan(self) -> Iterator[BlockRef]:
+        """Every unknown block in the chain's own order; children that come first wait for their cause."""
+        blocks = self._chain.blocks()
+        while refs := list(islice(blocks, CHUNK)):
+            yield from (ref for ref in refs if not self._known(ref.key))
+
+    def _known(self, key: bytes) -> bool:
+        with self._index.database.read() as connection:
+            return self._index.verdict(connection, key) is not None
+
+    def _judge_chunk(self, refs: list[BlockRef]) -> int:
+        """Judge blocks in order, and those that waited for them; one transaction a chunk."""
+        judged = 0
+        while refs:
+            contents = [(ref, self._read(ref)) for ref in refs]
+            released: list[bytes] = []
+            try:
+                with self._index.database.transaction() as connection:
+                    for ref, content in contents:
+                        if content is not None:
+                            released += self._judge(connection, ref, content)
+                            judged += 1
+                    fault("reconcile.before_commit")
+            except BaseException:
+                self._ledger.forget_current()
+                raise
+            self._index.publish_horizon()
+            refs = [found for key in dict.fromkeys(released) if (found := self._chain.find(key))]
+        return judged
+
+    def _read(self, ref: BlockRef) -> bytes | None:
+        """The block's content; None when it cannot be had now, so that a later look tries again."""
+        try:
+            return self._chain.read(ref)
+        except NotYetAvailableError:
+            return None
+        except UntrustedInputError as e:
+            with self._index.database.transaction() as connection:
+                self._index.set_verdict(connection, ref.key, "refused", str(e))
+            return None
+
+    def _judge(self, connection: apsw.Connection, ref: BlockRef, content: bytes) -> list[bytes]:
+        """Give one block its verdict; return the keys of blocks that waited for it."""
+        if content.startswith(GENESIS_CONTENT):
+            self._index.set_verdict(connection, ref.key, "genesis", None)
+            return []
+        try:
+            batch = decode_batch(content)
+            verdict = self._ledger.receive(connection, batch, ref.key)
+        except UntrustedInputError as e:
+            self._index.set_verdict(connection, ref.key, "refused", str(e)[:500])
+            return []
+        if isinstance(verdict, Waiting):
+            self._index.park(connection, ref.key, verdict.missing)
+            return []
+        if isinstance(verdict, Accepted):
+            self._index.set_verdict(connection, ref.key, "accepted", None)
+        elif self._index.verdict(connection, ref.key) is None:
+            self._index.set_verdict(connection, ref.key, "duplicate", None)
+        return self._index.release(connection, BatchId(batch.batch_id))

@@ -1,0 +1,341 @@
+"""Forgetting, decided by ballot: the order-free fold of proposals and answers, and the rules for commands.
+
+A ballot is settled by a set of facts, never by the order in which they arrived: every node that has the same
+events comes to the same state. It refuses to look at clocks. Rules: design.md 4, docs/adr/0005-projections.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+from walytis_vault.domain import events as ev
+from walytis_vault.domain.errors import ConflictError, PermissionRefusedError, UnknownIdError
+
+Order = tuple[int, bytes, int]
+"""Causal depth, batch id, index: the order that is the same on every node (`Origin.order`)."""
+BallotState = Literal["open", "carried", "refused", "withdrawn"]
+PROPOSALS_KEPT: Final = 8
+"""Proposals remembered under one ballot id (a count): honest members make one, the smallest orders stay."""
+
+
+class History(Protocol):
+    """What is known about causes. The log knows exactly; without it depth is an approximation."""
+
+    def saw(self, later: Order, earlier: Order) -> bool:
+        """Whether the author of `later` had seen `earlier` when signing. Must be the same on every node."""
+        ...
+
+    def members_at(self, order: Order) -> frozenset[str] | None:
+        """The members in the causal past of an event, None when this history cannot tell."""
+        ...
+
+
+class DepthHistory:
+    """Causality approximated by depth: a cause always has a smaller depth; the reverse is assumed."""
+
+    def saw(self, later: Order, earlier: Order) -> bool:
+        """See `History.saw`."""
+        return later[0] > earlier[0] or (later[1] == earlier[1] and later[2] > earlier[2])
+
+    def members_at(self, order: Order) -> frozenset[str] | None:  # noqa: ARG002 - the port's name
+        """Never known from depth alone."""
+        return None
+
+
+BY_DEPTH: Final[History] = DepthHistory()
+
+
+class Proposal(msgspec.Struct, frozen=True, array_like=True):
+    """One `ForgettingProposed`, without its sealed reason."""
+
+    order: Order
+    proposer: str
+    device: str
+    time_ms: int
+    contents: tuple[bytes, ...]
+    electorate: tuple[str, ...]
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """A member's first answer, the one that counts."""
+
+    order: Order
+    consents: bool
+
+
+class Receipt(msgspec.Struct, frozen=True, array_like=True):
+    """A device says that it has erased."""
+
+    order: Order
+    member: str
+
+
+class BallotFacts(msgspec.Struct, array_like=True):
+    """Everything said under one ballot id: a grow-only set, reduced to what can matter."""
+
+    proposals: list[Proposal] = []
+    """Sorted by order, smallest first, at most PROPOSALS_KEPT."""
+    answers: dict[str, Answer] = {}
+    withdrawals: dict[str, Order] = {}
+    receipts: dict[str, Receipt] = {}
+
+    def add(self, event: ev.Event, origin: ev.Origin) -> bool:
+        """Add one event of this ballot; False when it changes nothing. Any order, any number of times."""
+        order, member = origin.order, origin.author
+        if isinstance(event, ev.ForgettingProposed):
+            return self._propose(event, origin)
+        if isinstance(event, ev.ForgettingConsented | ev.ForgettingRefused):
+            known = self.answers.get(member)
+            if known is not None and known.order <= order:
+                return False
+            self.answers[member] = Answer(order, isinstance(event, ev.ForgettingConsented))
+            return True
+        if isinstance(event, ev.ForgettingWithdrawn):
+            if member in self.withdrawals and self.withdrawals[member] <= order:
+                return False
+            self.withdrawals[member] = order
+            return True
+        if isinstance(event, ev.ContentErased):
+            first = self.receipts.get(origin.device)
+            if first is not None and first.order <= order:
+                return False
+            self.receipts[origin.device] = Receipt(order, member)
+            return True
+        return False
+
+    def _propose(self, event: ev.ForgettingProposed, origin: ev.Origin) -> bool:
+        if any(p.order == origin.order for p in self.proposals):
+            return False
+        proposal = Proposal(
+            order=origin.order,
+            proposer=origin.author,
+            device=origin.device,
+            time_ms=origin.time_ms,
+            contents=tuple(dict.fromkeys(event.contents)),
+            electorate=tuple(sorted(set(event.electorate))),
+        )
+        if proposal.proposer not in proposal.electorate:
+            return False
+        self.proposals = sorted([*self.proposals, proposal], key=lambda p: p.order)[:PROPOSALS_KEPT]
+        return True
+
+
+class Span(msgspec.Struct, array_like=True):
+    """When a member came and went, as causal depths."""
+
+    removed: int = -1
+    """Depth of the deepest removal, -1 for none."""
+    admitted: list[int] = []
+    """Depths of all admissions, sorted."""
+
+    def removed_since(self, depth: int) -> bool:
+        """Whether a ballot proposed at `depth` no longer waits for this member.
+
+        A removal counts unless the member was let in again between it and the proposal.
+        """
+        return self.removed >= 0 and not any(self.removed < a <= depth for a in self.admitted)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the member is in now: let in, and not removed at the same depth or deeper."""
+        return bool(self.admitted) and self.admitted[-1] > self.removed
+
+
+def add_membership(spans: dict[str, Span], event: ev.Event, origin: ev.Origin) -> str | None:
+    """Fold one membership event into `spans`; return the member whose span changed."""
+    if isinstance(event, ev.MemberRemoved):
+        span = spans.setdefault(event.member, Span())
+        if origin.depth <= span.removed:
+            return None
+        span.removed = origin.depth
+        return event.member
+    if isinstance(event, ev.VaultFounded | ev.MemberAdmitted):
+        member = event.founder if isinstance(event, ev.VaultFounded) else event.member
+        span = spans.setdefault(member, Span())
+        if origin.depth in span.admitted:
+            return None
+        span.admitted = sorted([*span.admitted, origin.depth])
+        return member
+    return None
+
+
+class Ballot(msgspec.Struct, frozen=True, kw_only=True):
+    """A settled ballot: what every node with these events sees."""
+
+    ballot_id: bytes
+    state: BallotState
+    proposal: Proposal
+    consents: tuple[str, ...]
+    refusals: tuple[str, ...]
+    waiting: tuple[str, ...]
+    """Members that have still to answer."""
+    receipts: tuple[str, ...]
+    """Device DIDs that have erased, sorted."""
+    carried: frozenset[bytes]
+    """Contents that are to be erased (normally all of the proposal's, or none)."""
+    contested: bool
+    """Several proposals claim this ballot id: one of their authors misbehaved."""
+
+
+def settle(
+    ballot_id: bytes, facts: BallotFacts, spans: Mapping[str, Span], history: History = BY_DEPTH
+) -> Ballot | None:
+    """Decide a ballot from its facts.
+
+    Each proposal under the id is judged by the answers whose authors had seen it, so that nobody can slip another
+    list of contents under consents that were given already.
+
+    Returns:
+        None while no valid proposal is known.
+    """
+    best: Ballot | None = None
+    carried: set[bytes] = set()
+    for proposal in facts.proposals:
+        ballot = _settle_one(ballot_id, proposal, facts, spans, history)
+        if ballot is None:
+            continue
+        carried |= ballot.carried
+        if best is None or (ballot.state == "carried" and best.state != "carried"):
+            best = ballot
+    if best is None:
+        return None
+    return msgspec.structs.replace(best, carried=frozenset(carried), contested=len(facts.proposals) > 1)
+
+
+def _settle_one(
+    ballot_id: bytes, proposal: Proposal, facts: BallotFacts, spans: Mapping[str, Span], history: History
+) -> Ballot | None:
+    members = history.members_at(proposal.order)
+    if members is not None and not members <= set(proposal.electorate):
+        return None  # somebody whom the proposer knew was not asked
+    nobody = Span()
+    consents, refusals, waiting = [proposal.proposer], list[str](), list[str]()
+    for member in proposal.electorate:
+        if member == proposal.proposer:
+            continue
+        answer = facts.answers.get(member)
+        if answer is not None and history.saw(answer.order, proposal.order):
+            (consents if answer.consents else refusals).append(member)
+        else:
+            waiting.append(member)
+    gone = {m for m in proposal.electorate if spans.get(m, nobody).removed_since(proposal.order[0])}
+    withdrawn = facts.withdrawals.get(proposal.proposer)
+    state: BallotState = "open"
+    if set(consents) | gone >= set(proposal.electorate):
+        state = "carried"  # wins over all: a node may have erased already
+    elif refusals:
+        state = "refused"
+    elif withdrawn is not None and history.saw(withdrawn, proposal.order):
+        state = "withdrawn"
+    return Ballot(
+        ballot_id=ballot_id,
+        state=state,
+        proposal=proposal,
+        consents=tuple(sorted(consents)),
+        refusals=tuple(sorted(refusals)),
+        waiting=tuple(m for m in waiting if m not in gone),
+        receipts=tuple(sorted(facts.receipts)),
+        carried=frozenset(proposal.contents if state == "carried" else ()),
+        contested=False,
+    )
+
+
+def ballot_of(event: ev.Event) -> bytes | None:
+    """The ballot id that an event speaks about, if any."""
+    if isinstance(
+        event,
+        ev.ForgettingProposed
+        | ev.ForgettingConsented
+        | ev.ForgettingRefused
+        | ev.ForgettingWithdrawn
+        | ev.ContentErased,
+    ):
+        return event.ballot_id
+    return None
+
+
+class Ballots:
+    """The fold in memory: for commands, and the reference that the views are tested against."""
+
+    def __init__(self, history: History = BY_DEPTH) -> None:
+        self.history = history
+        self.facts: dict[bytes, BallotFacts] = {}
+        self.spans: dict[str, Span] = {}
+
+    def apply(self, recorded: ev.Recorded) -> None:
+        """Add one event; those that do not matter here are ignored."""
+        event, origin = recorded.event, recorded.origin
+        add_membership(self.spans, event, origin)
+        ballot_id = ballot_of(event)
+        if ballot_id is not None:
+            self.facts.setdefault(ballot_id, BallotFacts()).add(event, origin)
+
+    def ballot(self, ballot_id: bytes) -> Ballot | None:
+        """The ballot as it stands, None when there is no valid proposal."""
+        facts = self.facts.get(ballot_id)
+        return None if facts is None else settle(ballot_id, facts, self.spans, self.history)
+
+    def all(self) -> list[Ballot]:
+        """Every ballot, in the order of the proposals."""
+        found = [b for i in self.facts if (b := self.ballot(i)) is not None]
+        return sorted(found, key=lambda b: (b.proposal.order, b.ballot_id))
+
+    def members(self) -> tuple[str, ...]:
+        """The members now, sorted."""
+        return tuple(sorted(m for m, span in self.spans.items() if span.is_member))
+
+
+def decide_answer(ballots: Ballots, ballot_id: bytes, *, by: str, consents: bool) -> bool:
+    """Whether an answer is to be recorded; False when the same answer stands already (a retry).
+
+    Raises:
+        UnknownIdError: no such ballot.
+        PermissionRefusedError: `by` was not asked.
+        ConflictError: the ballot is over, or `by` has answered otherwise.
+    """
+    ballot = _known(ballots, ballot_id)
+    if by not in ballot.proposal.electorate:
+        raise PermissionRefusedError("only members that the ballot asks may answer it")
+    if by in (ballot.consents if consents else ballot.refusals):
+        return False
+    if by == ballot.proposal.proposer:
+        raise ConflictError("the proposer consents by proposing: withdraw the ballot instead of refusing it")
+    if by in ballot.refusals or by in ballot.consents:
+        raise ConflictError("this member has answered already, and the first answer counts: open a new ballot")
+    if ballot.state != "open":
+        raise ConflictError(f"the ballot is {ballot.state}: nothing is left to answer")
+    return True
+
+
+def decide_withdraw(ballots: Ballots, ballot_id: bytes, *, by: str) -> bool:
+    """Whether a withdrawal is to be recorded; False when it was withdrawn already.
+
+    Raises:
+        UnknownIdError: no such ballot.
+        PermissionRefusedError: `by` is not the proposer.
+        ConflictError: the ballot carried or was refused.
+    """
+    ballot = _known(ballots, ballot_id)
+    if by != ballot.proposal.proposer:
+        raise PermissionRefusedError("only the proposer may withdraw a ballot")
+    if ballot.state == "withdrawn":
+        return False
+    if ballot.state != "open":
+        raise ConflictError(f"the ballot is {ballot.state} and cannot be withdrawn")
+    return True
+
+
+def open_ballot_for(ballots: Ballots, contents: Iterable[bytes]) -> Ballot | None:
+    """An open ballot that names all of these contents: a new proposal would only repeat it."""
+    wanted = set(contents)
+    return next((b for b in ballots.all() if b.state == "open" and wanted <= set(b.proposal.contents)), None)
+
+
+def _known(ballots: Ballots, ballot_id: bytes) -> Ballot:
+    ballot = ballots.ballot(ballot_id)
+    if ballot is None:
+        raise UnknownIdError(f"no ballot {ballot_id.hex()} is known here: `ballots` lists them")
+    return ballot
