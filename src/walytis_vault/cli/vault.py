@@ -6,8 +6,11 @@ terminal, and never touches a home that holds a vault already.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +76,14 @@ def init(session: Session, name: str, passphrase_file: Path | None, network: str
 @command("serve")
 @passphrase_option
 @click.option("--network", type=NETWORKS, help="Instead of what `init` was told.")
-def serve(session: Session, passphrase_file: Path | None, network: str | None) -> None:
+@click.option("--until-eof", is_flag=True, help="End when stdin is closed too: for programs that start a node.")
+def serve(session: Session, passphrase_file: Path | None, network: str | None, until_eof: bool) -> None:
     """Run the vault's node in the foreground, until Ctrl-C or SIGTERM.
 
     Writes `ready ENDPOINT` to stderr when requests are answered.
     """
+    if until_eof:
+        threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
     from walytis_vault import node
 
@@ -94,6 +100,14 @@ def serve(session: Session, passphrase_file: Path | None, network: str | None) -
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # the embedded libraries keep threads that would hold the process for many seconds
+
+
+def _end_with_stdin() -> None:
+    """Wait for the end of stdin, then ask this process to end."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @command("status")
