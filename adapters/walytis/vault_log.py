@@ -1,0 +1,89 @@
+"""The log of one vault, put together: index, judge, ledger, writer, reconciler and recorder.
+
+`found_vault` writes the founding batch, `VaultLog` runs the log of a vault whose founding batch is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from walytis_vault.adapters.storage.database import Database
+from walytis_vault.adapters.walytis.judge import Judge
+from walytis_vault.adapters.walytis.ledger import Ledger
+from walytis_vault.adapters.walytis.log_index import LogIndex
+from walytis_vault.adapters.walytis.reconciler import Reconciler
+from walytis_vault.adapters.walytis.recorder import LogRecorder
+from walytis_vault.adapters.walytis.writer import LogWriter
+from walytis_vault.domain.batch import BATCH_VERSION, BatchBody, EventRecord, seal_batch
+from walytis_vault.domain.events import PRODUCT_EVENTS, Event, EventTable, KeyAnnounced, VaultFounded, to_dcb_all
+from walytis_vault.domain.ids import BatchId
+from walytis_vault.domain.limits import LIMITS, Limits
+from walytis_vault.domain.membership import Membership
+from walytis_vault.domain.ports import Chain, Clock, Signer, Verifier
+
+
+def found_vault(chain: Chain, signer: Signer, founded: VaultFounded, announced: KeyAnnounced, clock: Clock) -> BatchId:
+    """Write the founding batch, which the whole log is rooted in; return its id, to be kept and passed on.
+
+    Raises:
+        TransportError: the block could not be created.
+    """
+    events: Sequence[Event] = (founded, announced)
+    body = BatchBody(
+        version=BATCH_VERSION,
+        vault_id=chain.chain_id,
+        author=announced.keys.device,
+        key_id=signer.key_id,
+        number=1,
+        previous=b"",
+        heads=(),
+        time_ms=clock.wall_ms(),
+        events=tuple(EventRecord(e.type, e.data) for e in to_dcb_all(events)),
+    )
+    batch = seal_batch(body, signer)
+    chain.append(batch.envelope())
+    return batch.batch_id
+
+
+class VaultLog:
+    """Runs the log of one vault in this process."""
+
+    def __init__(
+        self,
+        database: Database,
+        chain: Chain,
+        signer: Signer,
+        verifier: Verifier,
+        *,
+        device: str,
+        root: BatchId,
+        clock: Clock,
+        table: EventTable = PRODUCT_EVENTS,
+        limits: Limits = LIMITS,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Open the index; nothing runs before `start`."""
+        self.index = LogIndex(database)
+        self.judge = Judge(self.index, verifier, table, chain.chain_id, root)
+        self.ledger = Ledger(self.index, self.judge)
+        self.reconciler = Reconciler(self.ledger, chain, progress=progress)
+        self.writer = LogWriter(self.ledger, chain, signer, table, device=device, clock=clock, limits=limits)
+        self.recorder = LogRecorder(self.index, self.writer)
+        self.chain = chain
+
+    def start(self) -> None:
+        """Catch up with the chain, send what a crash kept from it, then follow and serve."""
+        self.reconciler.catch_up()
+        self.writer.start()
+        self.reconciler.start()
+
+    def membership(self) -> Membership:
+        """Members and keys, given everything that is known."""
+        return self.ledger.current()
+
+    def close(self) -> None:
+        """Stop both threads and close the index. Bounded; nothing acknowledged is lost."""
+        self.reconciler.close()
+        self.writer.close()
+        self.index.wake()
+        self.index.database.close()
