@@ -1,0 +1,172 @@
+"""This node's identity: the device's DID and the group identity that it founded or joined.
+
+Built on walytis_identities, with its guards in place first (`guards`). Opening is cheap: the identity library
+re-scans its chains every few seconds, so it runs only while somebody is being invited. It refuses to hold any
+key but the identity's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from walytis_vault.adapters.identity import certificates
+from walytis_vault.adapters.identity.store_key import StoreKey, parse_store_key
+from walytis_vault.adapters.walytis import block_ids, upstream
+from walytis_vault.adapters.walytis.files import make_private_folder, read_text, replace_file
+from walytis_vault.domain.errors import MisuseError, StorageError, TransportError, VaultError
+
+_RECORD: Final = "identity.json"
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What is public about this node's identity."""
+
+    device_did: str
+    group_did: str
+
+
+class IdentityKeeper:
+    """The identity in one folder. The Walytis node must run in this process."""
+
+    def __init__(self, folder: Path, key: bytes, record: _Record) -> None:
+        """For `create` and `open` only."""
+        self._folder = folder
+        self._keys = parse_store_key(key)
+        self._record = record
+        self._device_store: Any = None
+
+    @classmethod
+    def create(cls, folder: Path, key: bytes) -> IdentityKeeper:
+        """Make a device DID and found a group identity with it.
+
+        Args:
+            folder: where the key stores will lie; made if missing, must hold no identity.
+            key: from `new_store_key`; needed again by `open`.
+        Raises:
+            MisuseError: the folder already holds an identity.
+            StorageError, TransportError: it could not be made; the folder may be removed.
+        """
+        keys = parse_store_key(key)
+        if (folder / _RECORD).exists():
+            raise MisuseError(f"{folder} already holds an identity")
+        make_private_folder(folder)
+        with _our_errors("create the identity"):
+            identities = upstream.identities()
+            device_store = _store(folder / "device.json", keys.device)
+            device = identities.DidManager.create(device_store)
+            group = identities.GroupDidManager.create(_store(folder / "group.json", keys.group), device)
+            record = _Record(device_did=device.did, group_did=group.did)
+            group.terminate()
+        replace_file(folder / _RECORD, msgspec.json.encode(record))
+        return cls(folder, key, record)
+
+    @classmethod
+    def open(cls, folder: Path, key: bytes) -> IdentityKeeper:
+        """Open the identity in a folder.
+
+        Raises:
+            MisuseError: there is none.
+            StorageError: its files are damaged.
+        """
+        text = read_text(folder / _RECORD, limit=1 << 16)
+        if text is None:
+            raise MisuseError(f"no identity in {folder}: create or join one first")
+        try:
+            record = msgspec.json.decode(text, type=_Record)
+        except msgspec.MsgspecError as e:
+            raise StorageError(f"{folder / _RECORD} is damaged: restore it from a backup") from e
+        return cls(folder, key, record)
+
+    @property
+    def device_did(self) -> str:
+        """DID of this device."""
+        return self._record.device_did
+
+    @property
+    def member_did(self) -> str:
+        """DID under which this node is a member of the group: the device's."""
+        return self._record.device_did
+
+    @property
+    def group_did(self) -> str:
+        """DID of the group identity."""
+        return self._record.group_did
+
+    def certify(self, statement: bytes) -> bytes:
+        """Sign a statement with all control keys of the device's DID.
+
+        Returns:
+            A certificate of about 3.5 kB for `check_certificate`.
+        """
+        with _our_errors("sign with the device's control keys"):
+            store = self._open_device_store()
+            history = control_keys_on_record(self.device_did)
+            if not history:
+                raise StorageError("this device's DID has no control keys on record: its chain is damaged")
+            current = history[-1]
+            key_ids = [part for part in current.key_id.split("|") if part]
+            message = certificates.LABEL + statement
+            return certificates.encode(current.key_id, [store.get_key(i).sign(message, None) for i in key_ids])
+
+    def _open_device_store(self) -> Any:
+        if self._device_store is None:
+            self._device_store = _store(self._folder / "device.json", self._keys.device)
+        return self._device_store
+
+    def close(self) -> None:
+        """Release the key stores. Idempotent."""
+        if self._device_store is not None:
+            with contextlib.suppress(Exception):
+                self._device_store.terminate()
+            self._device_store = None
+
+
+def check_certificate(did: str, statement: bytes, certificate: bytes) -> bool | None:
+    """Whether the DID's control keys certified the statement.
+
+    Returns:
+        None when this node does not have the DID's chain.
+    """
+    history = control_keys_on_record(did)
+    return None if history is None else certificates.check(history, statement, certificate)
+
+
+def control_keys_on_record(did: str) -> list[certificates.ControlKeys] | None:
+    """The control keys that the DID's chain records, oldest first; None when we do not have the chain."""
+    chain_id = did.removeprefix(certificates.DID_PREFIX)
+    if chain_id == did or not upstream.have_chain(chain_id):
+        return None
+    upstream.load_chain(chain_id)
+    return certificates.control_key_history(_control_key_blocks(chain_id))
+
+
+def _control_key_blocks(chain_id: str) -> Iterator[bytes]:
+    from walytis_vault.adapters.walytis.chain import WalytisChain
+
+    chain = WalytisChain(chain_id)
+    for ref in chain.blocks():
+        if certificates.CONTROL_KEY_TOPIC in block_ids.short_of(ref.block_id):
+            with contextlib.suppress(VaultError):
+                yield chain.read(ref)
+
+
+def _store(path: Path, key: StoreKey) -> Any:
+    key_class = importlib.import_module("walytis_identities.key_objects").Key
+    store_class = importlib.import_module("walytis_identities.key_store").KeyStore
+    return store_class(str(path), key_class.deserialise_private(msgspec.to_builtins(key)))
+
+
+@contextlib.contextmanager
+def _our_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except VaultError:
+        raise
+    except Exception as e:  # upstream raises bare Exceptions
+        raise TransportError(f"cannot {doing}: {e}") from e
