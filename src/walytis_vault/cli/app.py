@@ -44,9 +44,12 @@ class InOrder(click.Group):
 
 def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        click.echo(f"walytis-vault {version('walytis-vault')}")
+        try:
+            click.echo(f"walytis-vault {version('walytis-vault')}")
+        except PackageNotFoundError:
+            click.echo("walytis-vault (not installed: run from its sources)")
         ctx.exit()
 
 
@@ -77,6 +80,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line; return the exit code."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _terminate)
+    stdout = sys.stdout
     try:
         code = application().main(arguments, prog_name="walytis-vault", standalone_mode=False)
         sys.stdout.flush()
@@ -84,6 +88,10 @@ def run(arguments: list[str]) -> int:
         return _usage(error)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    except SystemExit as error:
+        if sys.stdout is not stdout and error.code == EXIT_ERROR:  # click met a broken pipe, and replaced stdout
+            return _reader_gone()
+        raise
     except BrokenPipeError:
         return _reader_gone()
     except (VaultError, click.ClickException) as error:

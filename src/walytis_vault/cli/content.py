@@ -103,7 +103,8 @@ def get(session: Session, content_id: str, output: str | None, timeout: float) -
     target: Path | BinaryIO = sys.stdout.buffer if output in (None, STDIN) else Path(str(output))
     if isinstance(target, Path) and target.is_dir():
         raise MisuseError(f"{target} is a directory: name the file that is to be written")
-    with progress(f"get {content_id[:8]}") as watch, session.client(timeout) as client:
+    quiet_screen = isinstance(target, Path) or not sys.stdout.isatty()
+    with progress(f"get {content_id[:8]}", wanted=quiet_screen) as watch, session.client(timeout) as client:
         client.request(content_id, to=target, timeout=timeout, progress=watch)
     if not isinstance(target, Path):
         target.flush()

@@ -149,13 +149,17 @@ def _join(parts: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int | None], None] | None]:
+def progress(label: str, *, wanted: bool = True) -> Iterator[Callable[[int, int | None], None] | None]:
     """A progress bar on stderr for the time of the block, or None when nobody is watching.
+
+    Args:
+        label: what is going on.
+        wanted: False where something else is written to the terminal meanwhile.
 
     Yields:
         A callback for bytes done and bytes in total (None: not known).
     """
-    if not sys.stderr.isatty():
+    if not (wanted and sys.stderr.isatty()):
         yield None
         return
     from rich.console import Console
@@ -163,6 +167,7 @@ def progress(label: str) -> Iterator[Callable[[int, int | None], None] | None]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task(escape(printable(label)), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
