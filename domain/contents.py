@@ -78,21 +78,19 @@ def is_revision_of(child: Publication, parent: Publication) -> bool:
 def heads(versions: Sequence[Publication], history: History = BY_DEPTH) -> tuple[Publication, ...]:
     """The versions that no other version has superseded; more than one is a conflict.
 
-    A version supersedes those that its author had seen: explicitly named ones, and those in its causal past.
+    A version supersedes those that its author had seen: the one that it names, and those in its causal past.
     Returns them sorted by order.
     """
-    return tuple(
-        sorted(
-            (
-                v
-                for v in versions
-                if not any(
-                    w is not v and (w.revises == v.content_id or history.saw(w.order, v.order)) for w in versions
-                )
-            ),
-            key=lambda v: v.order,
-        )
-    )
+    top: list[Publication] = []
+    for version in sorted(versions, key=lambda v: v.order):
+        top = [v for v in top if not supersedes(version, v, history)]
+        top.append(version)
+    return tuple(top)
+
+
+def supersedes(later: Publication, earlier: Publication, history: History = BY_DEPTH) -> bool:
+    """Whether the author of `later` had seen `earlier`."""
+    return later.revises == earlier.content_id or history.saw(later.order, earlier.order)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

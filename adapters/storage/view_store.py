@@ -1,0 +1,99 @@
+"""The view store on SQLite: one database file for all views of a vault, or a temporary one in memory.
+
+Its commits are not fsynced, because views can be rebuilt; consistency survives every crash.
+The port is projections/store.py; it never keeps unsealed names, so it needs no vacuum to forget.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, cast
+
+from walytis_vault.adapters.storage.database import Database
+from walytis_vault.domain.errors import MisuseError
+from walytis_vault.projections.store import Connection, Table
+
+CACHE_KIB: Final = 64 << 10
+"""Page cache of the writing connection; the reading one has a quarter of it."""
+_TYPES: Final = {"integer": "INTEGER", "blob": "BLOB", "text": "TEXT"}
+_IDENTIFIER: Final = re.compile(r"[a-z][a-z0-9_]{0,100}\Z")
+
+
+class SqliteViewStore:
+    """Implements `ViewStore` over one `Database`."""
+
+    def __init__(self, path: Path, *, cache_kib: int = CACHE_KIB) -> None:
+        """Open or create `path`; its folder must exist. Raises StorageError."""
+        self._database = Database(path, durable=False)
+        with self._database.transaction() as connection:
+            connection.execute(f"PRAGMA cache_size=-{cache_kib}")
+        with self._database.read() as connection:
+            connection.execute(f"PRAGMA cache_size=-{cache_kib // 4}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """See `ViewStore.transaction`."""
+        with self._database.transaction() as connection:
+            yield cast(Connection, connection)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """See `ViewStore.read`."""
+        with self._database.read() as connection:
+            if connection.in_transaction:  # nested in the same thread: the same look
+                yield cast(Connection, connection)
+                return
+            connection.execute("BEGIN")
+            try:
+                yield cast(Connection, connection)
+            finally:
+                connection.execute("COMMIT")
+
+    def create(self, connection: Connection, table: Table) -> None:
+        """See `ViewStore.create`."""
+        columns = [f"{_name(c)} {_TYPES[kind]}" for c, kind in table.columns.items()]
+        columns.append(f"PRIMARY KEY ({_names(table.primary_key)})")
+        columns += [f"UNIQUE ({_names(u)})" for u in table.unique]
+        tail = " WITHOUT ROWID" if table.clustered else ""
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {_name(table.name)} ({', '.join(columns)}){tail}")
+        every = [(columns_of, "") for columns_of in table.indexes]
+        every += [(columns_of, f" WHERE {condition}") for columns_of, condition in table.partial]
+        for number, (columns_of, where) in enumerate(every):
+            connection.execute(
+                f"CREATE INDEX IF NOT EXISTS {table.name}_i{number} ON {table.name} ({_names(columns_of)}){where}"
+            )
+
+    def drop(self, connection: Connection, name: str) -> None:
+        """See `ViewStore.drop`."""
+        connection.execute(f"DROP TABLE IF EXISTS {_name(name)}")
+
+    def close(self) -> None:
+        """See `ViewStore.close`."""
+        self._database.close()
+
+
+class TemporaryViewStore(SqliteViewStore):
+    """A view store in a temporary folder that is gone when it is closed: for time travel."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="walytis-vault-replay-")
+        super().__init__(Path(self._folder.name) / "views.db")
+
+    def close(self) -> None:
+        """Release and delete."""
+        super().close()
+        self._folder.cleanup()
+
+
+def _name(identifier: str) -> str:
+    if not _IDENTIFIER.match(identifier):
+        raise MisuseError(f"not a table or column name: {identifier[:60]!r} (lower case letters, digits, _)")
+    return identifier
+
+
+def _names(identifiers: tuple[str, ...]) -> str:
+    return ", ".join(_name(i) for i in identifiers)
