@@ -16,6 +16,7 @@ import msgspec
 from eventsourcing.dcb.api import DCBQuery
 
 from walytis_vault.adapters.storage.database import Database
+from walytis_vault.adapters.walytis.receipts import find_reply
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.events import LoggedEvent, Origin
 from walytis_vault.domain.ids import BatchId
@@ -83,6 +84,7 @@ class LogIndex:
         with database.transaction() as connection:
             connection.execute(SCHEMA)
         self._advanced = threading.Condition()
+        self._listeners: set[threading.Event] = set()
         self._horizon = 0
         self.publish_horizon()
 
@@ -105,7 +107,20 @@ class LogIndex:
                 )
             self._horizon = max(self._horizon, upto)
             self._advanced.notify_all()
-            return self._horizon
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            listener.set()
+        return self._horizon
+
+    def listen(self, event: threading.Event) -> None:
+        """Set `event` whenever the horizon may have advanced."""
+        with self._advanced:
+            self._listeners.add(event)
+
+    def unlisten(self, event: threading.Event) -> None:
+        """Stop that."""
+        with self._advanced:
+            self._listeners.discard(event)
 
     def wait_beyond(self, position: int, timeout: float | None, stopped: Callable[[], bool] = lambda: False) -> int:
         """Block until the horizon is beyond `position`, `stopped` says so after a `wake`, or `timeout` (s) is over."""
@@ -167,6 +182,12 @@ class LogIndex:
         """Batches without a known child, deepest first."""
         rows = connection.execute("SELECT batch_id FROM heads ORDER BY depth DESC, batch_id LIMIT ?", (most,))
         return [BatchId(bytes(r[0])) for r in rows]
+
+    def kept_reply(self, client: str, request_id: bytes, digest: bytes) -> bytes | None:
+        """The reply that an earlier request with this id got. Raises ConflictError for another body."""
+        with self.database.read() as connection:
+            found = find_reply(connection, client, request_id, digest)
+            return found.reply if found else None
 
     def forks(self) -> list[tuple[str, int]]:
         """(device, number) for which more than one batch exists: proofs of a fork."""

@@ -6,6 +6,7 @@ index's horizon, without a thread and without polling. Events that a removal mad
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -90,6 +91,14 @@ class LogRecorder(DCBRecorder):
     ) -> Appended:
         """Append, once for each request id, keeping the reply with the events."""
         return self._writer.append(events, condition, receipt=receipt)
+
+    def listen(self, event: threading.Event) -> None:
+        """Set `event` whenever the log may have grown."""
+        self.index.listen(event)
+
+    def unlisten(self, event: threading.Event) -> None:
+        """Stop that."""
+        self.index.unlisten(event)
 
     def subscribe(self, query: DCBQuery | None = None, *, after: int | None = None) -> LogSubscription:
         """Iterate over events after a position: what is recorded, then what comes, with no gap and no repeat."""

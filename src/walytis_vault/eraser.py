@@ -1,0 +1,202 @@
+"""Carries out what ballots decided: erases contents on this node and publishes the receipt.
+
+A process manager: it looks at ballots that touch new events (and, at start, at all that carried without our
+receipt), erases through the content store, and appends `ContentErased` once. Every step can be repeated, so a
+crash anywhere is finished at the next start. Contents whose declared expiry has come are erased the same way,
+without a ballot. Order of steps: security.md 3.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery, DCBQueryItem
+from eventsourcing.persistence import IntegrityError
+
+from walytis_vault.adapters.walytis.recorder import LogRecorder
+from walytis_vault.domain import events as ev
+from walytis_vault.domain.errors import VaultError
+from walytis_vault.domain.faults import fault
+from walytis_vault.domain.forgetting import Ballot
+from walytis_vault.domain.ids import ContentId
+from walytis_vault.domain.limits import LIMITS
+from walytis_vault.domain.ports import Clock, ContentStore
+from walytis_vault.reading import read_state
+
+_log = logging.getLogger(__name__)
+RETRY_S: Final = 30.0
+"""How soon an erasure that failed (a full disk, say) is tried again."""
+TRIGGERS: Final = [
+    ev.ForgettingProposed.TOPIC,
+    ev.ForgettingConsented.TOPIC,
+    ev.MemberRemoved.TOPIC,
+    ev.ContentPublished.TOPIC,
+]
+
+
+class Eraser:
+    """One for each node. `settle` may be called from any thread; a thread of its own follows the log."""
+
+    def __init__(
+        self,
+        log: LogRecorder,
+        store: ContentStore,
+        *,
+        device: str,
+        clock: Clock,
+        drop_from_views: Callable[[list[bytes]], None],
+    ) -> None:
+        """`drop_from_views` makes the views forget sealed descriptors and caches of erased contents."""
+        self._log = log
+        self._store = store
+        self._device = device
+        self._clock = clock
+        self._drop_from_views = drop_from_views
+        self._lock = threading.Lock()
+        """One erasure at a time."""
+        self._looked_at = 0
+        self._failed = False
+        self._expiries: dict[bytes, int] = {}
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="eraser", daemon=True)
+        self.last_error: str | None = None
+
+    def start(self) -> None:
+        """Finish what a crash left, then follow the log."""
+        self._log.listen(self._wake)
+        self._wake.set()
+        self._thread.start()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Stop after the step under way. Bounded."""
+        self._stop.set()
+        self._wake.set()
+        self._log.unlisten(self._wake)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def settle(self, ballot_ids: Iterable[bytes]) -> None:
+        """Erase what these ballots decided, if they carried; returns when it is done and receipted.
+
+        Raises:
+            StorageError: not finished; it is retried, and finished at the next start at the latest.
+        """
+        wanted = set(ballot_ids)
+        if not wanted:
+            return
+        with self._lock:
+            reading = read_state(self._log, ballots=wanted)
+            verdicts = reading.state.verdicts()
+            for ballot in reading.state.ballots.all():
+                if ballot.ballot_id in wanted and ballot.carried:
+                    family = {i for i, v in verdicts.items() if v.forgetting == "carried"}
+                    self._erase(family | set(ballot.carried))
+                    self._receipt(ballot)
+
+    def _erase(self, contents: Iterable[bytes]) -> None:
+        left = [ContentId(c) for c in sorted(contents) if not self._store.erased(ContentId(c))]
+        if left:
+            fault("erase.before_store")
+            self._store.erase(tuple(left))
+            fault("erase.after_store")
+            self._drop_from_views([bytes(c) for c in left])
+
+    def _receipt(self, ballot: Ballot) -> None:
+        if self._device in ballot.receipts:
+            return
+        event = ev.ContentErased(contents=ballot.proposal.contents, ballot_id=ballot.ballot_id)
+        self._append_once(event, ev.ballot_tag(ballot.ballot_id))
+
+    def _append_once(self, event: ev.ContentErased, tag: str) -> None:
+        """Append our receipt unless it stands already."""
+        query = DCBQuery(items=[DCBQueryItem(types=[ev.ContentErased.TOPIC], tags=[tag])])
+        for _ in range(16):
+            found = self._log.read(query)
+            after = found.head
+            if any(isinstance(e.event, ev.LoggedEvent) and e.event.origin.device == self._device for e in found):
+                return
+            try:
+                self._log.append([ev.to_dcb(event)], DCBAppendCondition(fail_if_events_match=query, after=after))
+            except IntegrityError:
+                continue  # somebody else's receipt came in between
+            return
+
+    # -- following the log --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self._pause())
+            self._wake.clear()
+            if self._stop.is_set():
+                return
+            try:
+                self._follow()
+                self._expire()
+                self._failed, self.last_error = False, None
+            except VaultError as e:
+                self._failed, self.last_error = True, str(e)
+                _log.warning("forgetting is not finished and will be repeated: %s", e.code)
+
+    def _pause(self) -> float | None:
+        """Seconds until something is due: a retry, or the next expiry. None when nothing is."""
+        due = [RETRY_S] if self._failed else []
+        if self._expiries:
+            due.append(max(0.0, (min(self._expiries.values()) - self._clock.wall_ms()) / 1000))
+        # A wall clock can be set: look again within the hour however far away an expiry seems.
+        return min([*due, 3600.0]) if due else None
+
+    def _follow(self) -> None:
+        """Look at everything new; only afterwards count it as looked at."""
+        while True:
+            page = list(
+                self._log.read(DCBQuery(items=[DCBQueryItem(types=TRIGGERS)]), after=self._looked_at, limit=500)
+            )
+            if not page:
+                return
+            ballots: set[bytes] = set()
+            late: set[bytes] = set()
+            for found in page:
+                event = ev.PRODUCT_EVENTS.decode(found.event.type, found.event.data)
+                if isinstance(event, ev.ForgettingProposed | ev.ForgettingConsented):
+                    ballots.add(event.ballot_id)
+                elif isinstance(event, ev.MemberRemoved):
+                    ballots |= self._all_ballots()
+                elif isinstance(event, ev.ContentPublished):
+                    if event.revises is not None:
+                        late.add(event.content_id)
+                    if event.expires_ms is not None and not self._store.erased(ContentId(event.content_id)):
+                        self._expiries[event.content_id] = event.expires_ms
+            self.settle(ballots)
+            self._forget_late(late)
+            self._looked_at = page[-1].position
+
+    def _all_ballots(self) -> set[bytes]:
+        query = DCBQuery(items=[DCBQueryItem(types=[ev.ForgettingProposed.TOPIC])])
+        found = (ev.PRODUCT_EVENTS.decode(e.event.type, e.event.data) for e in self._log.read(query))
+        return {e.ballot_id for e in found if isinstance(e, ev.ForgettingProposed)}
+
+    def _forget_late(self, revisions: set[bytes]) -> None:
+        """A revision of something that was forgotten is forgotten too, however late it arrives."""
+        if revisions:
+            with self._lock:
+                verdicts = read_state(self._log, contents=revisions).state.verdicts()
+                self._erase(i for i in revisions if i in verdicts and verdicts[i].forgetting == "carried")
+
+    def _expire(self) -> None:
+        """Erase contents whose publisher declared a time that has come, and their revisions."""
+        now = self._clock.wall_ms()
+        due = sorted(c for c, at in self._expiries.items() if at <= now)
+        for start in range(0, len(due), LIMITS.ballot_contents):
+            part = due[start : start + LIMITS.ballot_contents]
+            with self._lock:
+                verdicts = read_state(self._log, contents=part).state.verdicts()
+                gone = {i for i, v in verdicts.items() if v.expires_ms is not None and v.expires_ms <= now}
+                self._erase(gone)
+                for content in sorted(gone):
+                    self._append_once(ev.ContentErased(contents=(content,)), ev.content_tag(content))
+            for content in part:
+                self._expiries.pop(content, None)
