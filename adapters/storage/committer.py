@@ -1,0 +1,191 @@
+"""Group commit: one thread makes everything that waits durable with one fsync of each file.
+
+Order for each group: ciphertext into the pack (fdatasync), keys into slots (fdatasync), folder of blobs (fsync),
+index rows (one transaction). Only then is anything acknowledged. A group that fails leaves nothing behind
+that the next start would not remove, and each waiting caller gets the error.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from walytis_vault.adapters.storage.index import IN_BLOB, IN_PACK, NOWHERE, Row
+from walytis_vault.adapters.storage.packs import PackRange
+from walytis_vault.adapters.storage.state import StoreState, forgotten
+from walytis_vault.domain.errors import ConflictError, StorageError, VaultError
+from walytis_vault.domain.faults import fault
+from walytis_vault.domain.ids import ContentId, ContentKey, Root
+
+MAX_GROUP: Final = 512
+"""Contents in one group; bounds the memory and the time that a caller waits for others."""
+MAX_GROUP_BYTES: Final = 8 << 20
+
+
+class Arrival(msgspec.Struct, kw_only=True, eq=False):
+    """Something to make durable: a key, bytes, or both."""
+
+    content_id: ContentId
+    key: ContentKey | None = None
+    ciphertext: bytes | None = None
+    """Bytes for a pack; None when they are in a renamed blob file, or when only the key comes."""
+    in_blob: bool = False
+    ciphertext_length: int | None = None
+    root: Root | None = None
+    done: threading.Event = msgspec.field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+
+class GroupCommitter:
+    """The store thread. `commit` may be called from many threads."""
+
+    def __init__(self, state: StoreState) -> None:
+        """Start the thread."""
+        self._state = state
+        self._waiting: list[Arrival] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="content-store-commit", daemon=True)
+        self._thread.start()
+
+    def commit(self, arrival: Arrival) -> None:
+        """Wait until the arrival is durable.
+
+        Raises:
+            StorageFullError, StorageError: nothing was acknowledged and nothing of it remains.
+            ForgottenError, ConflictError: the content must not, or need not, be stored.
+        """
+        with self._wake:
+            if self._stopping:
+                raise StorageError("the content store is closed")
+            self._waiting.append(arrival)
+            self._wake.notify()
+        arrival.done.wait()
+        if arrival.error is not None:
+            raise arrival.error
+
+    def close(self) -> None:
+        """Finish what waits, then stop the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._stopping:
+                    self._wake.wait()
+                if not self._waiting:
+                    return
+                group = self._next_group()
+            try:
+                with self._state.lock:
+                    self._store(group)
+            except BaseException as e:
+                self._state.note(e)
+                error = e if isinstance(e, VaultError) else StorageError(f"the content store failed: {e!r}")
+                for arrival in group:
+                    arrival.error = arrival.error or error
+            for arrival in group:
+                arrival.done.set()
+
+    def _next_group(self) -> list[Arrival]:
+        count = size = 0
+        for arrival in self._waiting:
+            size += len(arrival.ciphertext or b"")
+            if count and (count == MAX_GROUP or size > MAX_GROUP_BYTES):
+                break
+            count += 1
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        return group
+
+    def _store(self, group: Sequence[Arrival]) -> None:
+        state = self._state
+        state.check_writable()
+        accepted: list[tuple[Arrival, Row | None]] = []
+        taken: set[ContentId] = set()
+        for arrival in group:
+            row = state.index.get(arrival.content_id)
+            arrival.error = self._refusal(arrival, row, arrival.content_id in taken)
+            if arrival.error is None:
+                taken.add(arrival.content_id)
+                accepted.append((arrival, row))
+        if accepted:
+            self._store_accepted(accepted)
+
+    def _refusal(self, arrival: Arrival, row: Row | None, twice: bool) -> VaultError | None:
+        state = self._state
+        if state.index.is_gone(arrival.content_id):
+            return forgotten(arrival.content_id)
+        has_key = row is not None and row.slot is not None and arrival.key is not None
+        has_bytes = row is not None and row.place != NOWHERE and arrival.ciphertext_length is not None
+        if twice or (has_key and has_bytes) or (has_bytes and arrival.key is None):
+            return ConflictError(f"content {arrival.content_id.hex()} is stored already")
+        return None
+
+    def _store_accepted(self, accepted: Sequence[tuple[Arrival, Row | None]]) -> None:
+        state = self._state
+        fresh = [a for a, row in accepted if a.key is not None and (row is None or row.slot is None)]
+        packed = [a for a, _ in accepted if a.ciphertext is not None]
+        slots: dict[ContentId, int] = {}
+        ranges: dict[ContentId, PackRange] = {}
+        try:
+            appended = state.packs.append([a.ciphertext for a in packed if a.ciphertext is not None])
+            ranges = {a.content_id: r for a, r in zip(packed, appended, strict=True)}
+            fault("publish.after_pack_write")
+            if packed:
+                state.packs.sync()
+            fault("publish.after_pack")
+            slots = dict(zip((a.content_id for a in fresh), state.slots.take(len(fresh)), strict=True))
+            keys = {a.content_id: a.key for a, _ in accepted if a.key is not None}
+            held = {r.content_id: r.slot for _, r in accepted if r is not None and r.slot is not None}
+            entries = [(slots.get(i, held.get(i, -1)), i, key) for i, key in keys.items()]
+            if entries:
+                state.slots.write(entries)
+                state.slots.sync()
+            fault("publish.after_slot")
+            if any(a.in_blob for a, _ in accepted):
+                state.blobs.sync_folder()
+            rows = [_merged(a, row, slots.get(a.content_id), ranges.get(a.content_id)) for a, row in accepted]
+            with state.index.database.transaction() as connection:
+                state.index.put_in(connection, rows)
+                connection.executemany(
+                    "DELETE FROM partials WHERE content_id = ?",
+                    [(a.content_id,) for a, _ in accepted if a.ciphertext_length is not None],
+                )
+        except BaseException as e:
+            state.note(e)
+            self._take_back(list(slots.values()), list(ranges.values()))
+            raise
+        state.packs.now_live(ranges.values())
+        fault("publish.after_index")
+
+    def _take_back(self, slots: list[int], ranges: list[PackRange]) -> None:
+        """Leave no key of a failed group behind; what the disk refuses now, the next start does."""
+        self._state.packs.undo(ranges)
+        if not slots:
+            return
+        try:
+            self._state.slots.wipe(slots)
+        except VaultError as e:
+            self._state.note(e)
+            return
+        self._state.slots.release(slots)
+
+
+def _merged(arrival: Arrival, row: Row | None, slot: int | None, where: PackRange | None) -> Row:
+    old = row or Row(arrival.content_id)
+    brings_bytes = arrival.ciphertext_length is not None
+    place = (IN_BLOB if arrival.in_blob else IN_PACK) if brings_bytes else old.place
+    return Row(
+        arrival.content_id,
+        slot if slot is not None else old.slot,
+        place,
+        where if brings_bytes else old.range,
+        arrival.ciphertext_length if brings_bytes else old.ciphertext_length,
+        arrival.root if arrival.root is not None else old.root,
+    )

@@ -1,0 +1,364 @@
+"""The content store on disk: ciphertext in blob and pack files, keys in slots, an index in SQLite.
+
+Acknowledged means durable; forgotten means destroyed; everything between is finished or undone at the next
+start. It never serves a byte that did not verify, and never says that it stored what it did not.
+Formats: docs/wire-format-content.md; reasons: docs/adr/0003-content-at-rest.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash
+from walytis_vault.adapters.crypto.descriptor import (
+    Descriptor,
+    open_descriptor,
+    open_reason,
+    seal_descriptor,
+    seal_reason,
+)
+from walytis_vault.adapters.storage.ballast import Ballast
+from walytis_vault.adapters.storage.blobs import BlobFiles
+from walytis_vault.adapters.storage.ciphertext_writer import CiphertextWriter
+from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
+from walytis_vault.adapters.storage.compaction import compact
+from walytis_vault.adapters.storage.content_reader import DiskContentReader, SegmentSource, damaged, missing
+from walytis_vault.adapters.storage.content_writer import DiskContentWriter
+from walytis_vault.adapters.storage.failures import storage_errors
+from walytis_vault.adapters.storage.forgetting import Forgetting
+from walytis_vault.adapters.storage.index import IN_BLOB, NOWHERE, Row, StoreIndex
+from walytis_vault.adapters.storage.packs import PackFiles
+from walytis_vault.adapters.storage.recovery import recover
+from walytis_vault.adapters.storage.slots import SlotFile
+from walytis_vault.adapters.storage.state import StoreState
+from walytis_vault.adapters.storage.vault_keys import VaultKeys
+from walytis_vault.domain.errors import (
+    ConflictError,
+    DamagedContentError,
+    ForgottenError,
+    MisuseError,
+    NotYetAvailableError,
+    StorageError,
+)
+from walytis_vault.domain.ids import ID_BYTES, ContentId, ContentKey, Root
+from walytis_vault.domain.limits import SEGMENT_BYTES
+from walytis_vault.domain.ports import Clock, FileSystem, Randomness
+
+INDEX_FILE: Final = "index.db"
+SLOT_FILE: Final = "keys.slots"
+BALLAST_FILE: Final = "ballast"
+BLOB_FOLDER: Final = "blobs"
+PACK_FOLDER: Final = "packs"
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store takes on disk. Sizes are bytes."""
+
+    contents: int
+    """Contents whose ciphertext is here (a count)."""
+    keys: int
+    """Content keys that are here (a count)."""
+    forgotten: int
+    """Tombstones (a count)."""
+    blob_bytes: int
+    pack_bytes: int
+    pack_live_bytes: int
+    slots: int
+    """Key slots in the slot file, used or not (a count)."""
+
+
+class DiskContentStore:
+    """Implements `domain.ports.ContentStore`, and what peers and views need beside it.
+
+    Beyond the port: `seal_descriptor`, `open_descriptor`, `seal_reason`, `open_reason`; for peers
+    `read_ciphertext`, `leaf_hashes`, `begin_ciphertext`, `put_key`; and `drop_bytes`, `compact`, `usage`.
+    Threads may share it; each reader and writer belongs to one thread at a time.
+    """
+
+    def __init__(self, state: StoreState, ballast: Ballast) -> None:
+        """Use `open`."""
+        self._state = state
+        self._committer = GroupCommitter(state)
+        self._forgetting = Forgetting(state, ballast)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        vault_id: str,
+        keys: VaultKeys,
+        fs: FileSystem,
+        clock: Clock,  # noqa: ARG003 - part of the seam; nothing here needs time yet
+        randomness: Randomness,
+    ) -> DiskContentStore:
+        """Open or create the store in `folder`, finish what a crash interrupted, remove what nobody owns.
+
+        Raises:
+            StorageError: unreadable, damaged, or the index is missing while contents are there.
+            ConflictError: the store belongs to another vault.
+        """
+        with storage_errors("create the content store"):
+            for path in (folder, folder / BLOB_FOLDER, folder / PACK_FOLDER):
+                fs.makedirs(str(path))
+            has_index, has_slots = (fs.size(str(folder / name)) is not None for name in (INDEX_FILE, SLOT_FILE))
+        if has_slots and not has_index:
+            raise StorageError(f"{folder / INDEX_FILE} is missing: restore it from a backup before starting")
+        index = StoreIndex(folder / INDEX_FILE, vault_id)
+        try:
+            if not has_slots and index.slots():
+                raise StorageError(f"{folder / SLOT_FILE} is missing: restore it from a backup before starting")
+            state = StoreState(
+                vault_id=vault_id,
+                fs=fs,
+                keys=keys,
+                randomness=randomness,
+                index=index,
+                slots=SlotFile(folder / SLOT_FILE, fs, keys, vault_id),
+                packs=PackFiles(folder / PACK_FOLDER, fs),
+                blobs=BlobFiles(folder / BLOB_FOLDER, fs),
+            )
+            ballast = Ballast(folder / BALLAST_FILE, fs)
+            recover(state, ballast)
+            return cls(state, ballast)
+        except BaseException:
+            index.database.close()
+            raise
+
+    def writer(self, content_id: ContentId, *, author: str) -> DiskContentWriter:
+        """Begin a content with a fresh random key. Raises ForgottenError, ConflictError, LockedError, StorageError."""
+        _check_id(content_id)
+        self._state.keys.check_unlocked()
+        if self._row_with_bytes(content_id) is not None:
+            raise ConflictError(f"content {content_id.hex()} is stored already")
+        return DiskContentWriter(self._state, self._committer, content_id, author)
+
+    def reader(
+        self, content_id: ContentId, *, author: str, root: Root, length: int, padded_length: int
+    ) -> DiskContentReader:
+        """Begin to read.
+
+        Raises:
+            ForgottenError, NotYetAvailableError (no bytes or no key here), DamagedContentError, LockedError.
+        """
+        self._state.check_not_gone(content_id)
+        if self._row_with_bytes(content_id) is None:
+            raise missing(content_id)
+        key = self.content_key(content_id)
+        if key is None:
+            self._state.check_not_gone(content_id)
+            raise NotYetAvailableError(f"the key of content {content_id.hex()} is not on this node yet")
+        return DiskContentReader(
+            self._state, content_id, author=author, root=root, length=length, padded=padded_length, key=key
+        )
+
+    def content_key(self, content_id: ContentId) -> ContentKey | None:
+        """The content's key, or None when it is not here. Raises LockedError, StorageError."""
+        self._state.keys.check_unlocked()
+        row = self._state.index.get(content_id)
+        if row is None or row.slot is None or self._state.index.is_gone(content_id):
+            return None
+        found = self._state.slots.read(row.slot)
+        # A slot that holds another content's key was forgotten and taken again between the two look-ups.
+        return found[1] if found is not None and found[0] == content_id else None
+
+    def has_bytes(self, content_id: ContentId) -> bool:
+        """Whether the whole ciphertext is here (by the index; `verify` reads it)."""
+        return self._row_with_bytes(content_id) is not None and not self._state.index.is_gone(content_id)
+
+    def verify(self, content_id: ContentId, root: Root) -> bool:
+        """Read all ciphertext and compare with the root. False when missing, damaged or forgotten."""
+        try:
+            source = SegmentSource(self._state, content_id, root)
+        except (DamagedContentError, NotYetAvailableError, ForgottenError):
+            return False
+        try:
+            for number in range(source.count):
+                source.segment(number)
+        except (DamagedContentError, ForgottenError):
+            return False
+        finally:
+            source.close()
+        return True
+
+    def erase(self, content_ids: tuple[ContentId, ...]) -> None:
+        """Destroy keys and bytes for ever, durably. Repeatable after a crash; works on a full disk.
+
+        Raises:
+            StorageError: not finished yet; repeat, or restart, to finish. The contents are already unreadable.
+        """
+        for content_id in content_ids:
+            _check_id(content_id)
+        self._forgetting.forget(content_ids)
+        try:
+            compact(self._state)
+        except StorageError:
+            # Space is reclaimed later; what had to be destroyed is destroyed.
+            self._state.check_writable()
+
+    def erased(self, content_id: ContentId) -> bool:
+        """Whether this node destroyed the content (its tombstone is durable)."""
+        return self._state.index.is_forgotten(content_id)
+
+    def seal_descriptor(self, content_id: ContentId, descriptor: Descriptor) -> bytes:
+        """Seal under the content's key. Raises NotYetAvailableError without it, MisuseError over the limits."""
+        return seal_descriptor(self._need_key(content_id), content_id, descriptor)
+
+    def open_descriptor(self, content_id: ContentId, sealed: bytes) -> Descriptor | None:
+        """Open a sealed descriptor; None when the key is not here. Raises UntrustedInputError."""
+        key = self.content_key(content_id)
+        return None if key is None else open_descriptor(key, content_id, sealed)
+
+    def seal_reason(self, content_id: ContentId, reason: str) -> bytes:
+        """Seal the reason of a ballot under its first content's key."""
+        return seal_reason(self._need_key(content_id), content_id, reason) if reason else b""
+
+    def open_reason(self, content_id: ContentId, sealed: bytes) -> str | None:
+        """Open a sealed reason; None when the key is not here. Raises UntrustedInputError."""
+        key = self.content_key(content_id)
+        return None if key is None else open_reason(key, content_id, sealed)
+
+    def read_ciphertext(self, content_id: ContentId, offset: int, size: int) -> bytes:
+        """Bytes of the ciphertext for a peer, who verifies them; shorter only at the end.
+
+        Args:
+            offset, size: in bytes; `size` is at most 1 MiB.
+        Raises:
+            NotYetAvailableError, ForgottenError, DamagedContentError (cut short), StorageError.
+        """
+        if offset < 0 or not 0 <= size <= SEGMENT_BYTES:
+            raise MisuseError(f"read at most {SEGMENT_BYTES} bytes of ciphertext at once")
+        row = self._need_bytes(content_id)
+        wanted = max(0, min(size, (row.ciphertext_length or 0) - offset))
+        data = self._read_raw(row, offset, wanted)
+        if len(data) != wanted:
+            self._state.check_not_gone(content_id)
+            raise damaged(content_id)
+        return data
+
+    def leaf_hashes(self, content_id: ContentId) -> list[bytes]:
+        """Leaf hashes of the stored ciphertext, for a peer. Raises as `read_ciphertext`."""
+        row = self._need_bytes(content_id)
+        if row.root is None:
+            raise damaged(content_id)
+        if row.place != IN_BLOB:
+            return [leaf_hash(self.read_ciphertext(content_id, 0, SEGMENT_BYTES))]
+        source = SegmentSource(self._state, content_id, row.root)
+        source.close()
+        return source.leaves
+
+    def begin_ciphertext(self, content_id: ContentId, root: Root, ciphertext_length: int) -> CiphertextWriter:
+        """Begin, or go on, to receive a ciphertext whose root is on the log. See `CiphertextWriter`.
+
+        Raises:
+            ForgottenError, ConflictError (it is here already), MisuseError (impossible length), StorageError.
+        """
+        _check_id(content_id)
+        if self._row_with_bytes(content_id) is not None:
+            raise ConflictError(f"the bytes of content {content_id.hex()} are here already")
+        return CiphertextWriter(self._state, self._committer, content_id, root, ciphertext_length)
+
+    def put_key(self, content_id: ContentId, key: ContentKey) -> None:
+        """Store a content key that a member sent, durably. The caller checked it against the commitment.
+
+        Raises:
+            ForgottenError, ConflictError (another key is here), LockedError, StorageError.
+        """
+        _check_id(content_id)
+        known = self.content_key(content_id)
+        if known == key:
+            return
+        if known is not None:
+            raise ConflictError(f"content {content_id.hex()} has another key already")
+        self._committer.commit(Arrival(content_id=content_id, key=key))
+
+    def drop_bytes(self, content_id: ContentId) -> None:
+        """Free the space of a content; its key stays and it can be fetched again. Not forgetting."""
+        state = self._state
+        with state.lock:
+            state.check_writable()
+            row = self._row_with_bytes(content_id)
+            if row is None:
+                return
+            state.index.lose_bytes([content_id])
+            state.blobs.remove([content_id])
+            if row.range is not None:
+                state.packs.now_waste([row.range])
+        compact(state)
+
+    def compact(self, *, everything: bool = False) -> int:
+        """Reclaim the space of forgotten small contents; returns how many pack files went away."""
+        return compact(self._state, everything=everything)
+
+    def usage(self) -> Usage:
+        """What the store takes on disk."""
+        contents, blob_bytes, keys, tombstones = self._state.index.counts()
+        pack_bytes, live = self._state.packs.usage()
+        return Usage(
+            contents=contents,
+            keys=keys,
+            forgotten=tombstones,
+            blob_bytes=blob_bytes,
+            pack_bytes=pack_bytes,
+            pack_live_bytes=live,
+            slots=self._state.slots.capacity,
+        )
+
+    def close(self) -> None:
+        """Finish what waits, cut off open readers and writers, release all files. Idempotent."""
+        state = self._state
+        if state.closed:
+            return
+        self._committer.close()
+        with state.lock:
+            state.closed = True
+            state.cut_off_all()
+            state.helpers.shutdown()
+            state.packs.close()
+            state.slots.close()
+            state.index.database.close()
+
+    def _row_with_bytes(self, content_id: ContentId) -> Row | None:
+        row = self._state.index.get(content_id)
+        return row if row is not None and row.place != NOWHERE else None
+
+    def _need_bytes(self, content_id: ContentId) -> Row:
+        self._state.check_not_gone(content_id)
+        row = self._row_with_bytes(content_id)
+        if row is None:
+            raise missing(content_id)
+        return row
+
+    def _need_key(self, content_id: ContentId) -> ContentKey:
+        key = self.content_key(content_id)
+        if key is None:
+            self._state.check_not_gone(content_id)
+            raise NotYetAvailableError(f"the key of content {content_id.hex()} is not on this node yet")
+        return key
+
+    def _read_raw(self, row: Row, offset: int, size: int) -> bytes:
+        state = self._state
+        if row.range is not None:
+            try:
+                return state.packs.read(row.range, offset, size)
+            except FileNotFoundError:
+                moved = self._need_bytes(row.content_id)
+                if moved.range is None or moved.range == row.range:
+                    raise damaged(row.content_id) from None
+                return self._read_raw(moved, offset, size)
+        fd = state.blobs.open_blob(row.content_id)
+        if fd is None:
+            return b""
+        with storage_errors("read a blob file"):
+            try:
+                return state.fs.pread(fd, size, offset)
+            finally:
+                state.fs.close(fd)
+
+
+def _check_id(content_id: ContentId) -> None:
+    if len(content_id) != ID_BYTES:
+        raise MisuseError(f"a content id is {ID_BYTES} bytes, not {len(content_id)}")

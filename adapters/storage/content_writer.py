@@ -1,0 +1,259 @@
+"""A content on its way into the store: padded, encrypted and hashed while it streams.
+
+Small contents wait in memory and share a pack; large ones stream into a temporary blob file while a helper
+thread hashes and writes. Holds at most about 3 MiB. Implements `domain.ports.ContentWriter`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future
+from typing import Final
+
+from walytis_vault.adapters.crypto.ciphertext_root import LeafHasher
+from walytis_vault.adapters.crypto.content_cipher import (
+    CONTENT_KEY_BYTES,
+    HEADER_BYTES,
+    ContentEncryptor,
+    content_context,
+    padded_length,
+)
+from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
+from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
+from walytis_vault.adapters.storage.state import StoreState, forgotten
+from walytis_vault.domain.errors import MisuseError, StorageError, VaultError
+from walytis_vault.domain.faults import fault
+from walytis_vault.domain.ids import ContentId, ContentKey, Root
+from walytis_vault.domain.limits import LIMITS
+from walytis_vault.domain.ports import StoredContent
+
+SMALL_BYTES: Final = 64 << 10
+"""Padded plaintext up to which a content goes into a pack."""
+PIECE_BYTES: Final = 1 << 20
+"""Plaintext that is encrypted in one call."""
+_ZEROS: Final = bytes(PIECE_BYTES)
+
+
+class DiskContentWriter:
+    """See `domain.ports.ContentWriter`."""
+
+    def __init__(self, state: StoreState, committer: GroupCommitter, content_id: ContentId, author: str) -> None:
+        """Begin with a fresh key. Raises ForgottenError, StorageError."""
+        state.check_writable()
+        state.check_not_gone(content_id)
+        self._state = state
+        self._committer = committer
+        self._content_id = content_id
+        self._key = ContentKey(state.randomness.token(CONTENT_KEY_BYTES))
+        self._cipher = ContentEncryptor(self._key, content_context(state.vault_id, author, content_id))
+        self._buffer = bytearray()
+        self._length = 0
+        self._sink: BlobSink | None = None
+        self._ended: VaultError | None = None
+        self._finished = False
+        state.register(content_id, self)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Add plaintext. Raises StorageError, StorageFullError, MisuseError (over the size limit)."""
+        self._check()
+        view = memoryview(data).cast("B")
+        if self._length + len(view) > LIMITS.content:
+            self.abort()
+            raise MisuseError(f"a content has at most {LIMITS.content} bytes")
+        self._length += len(view)
+        try:
+            self._take(view)
+        except BaseException:
+            self.abort()
+            raise
+
+    def finish(self) -> StoredContent:
+        """Pad, encrypt the rest, make bytes and key durable.
+
+        Raises:
+            StorageFullError, StorageError: nothing remains of the content.
+            ForgottenError: it was forgotten meanwhile.
+        """
+        self._check()
+        try:
+            stored = self._finish()
+        except BaseException:
+            self.abort()
+            raise
+        self._finished = True
+        self._end(MisuseError("this content is finished"))
+        return stored
+
+    def abort(self) -> None:
+        """Drop everything that was written, key included. Idempotent."""
+        if self._finished or self._ended is not None:
+            return
+        self._end(MisuseError("this content was aborted"))
+        if self._sink is not None:
+            self._sink.abort()
+
+    def cut_off(self) -> None:
+        """Forgetting: drop everything; later calls raise ForgottenError. Any thread."""
+        if self._ended is None:
+            self._ended = forgotten(self._content_id)
+            if self._sink is not None:
+                self._sink.abort()
+
+    def _check(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+
+    def _end(self, reason: VaultError) -> None:
+        self._ended = self._ended or reason
+        self._buffer = bytearray()
+        self._state.unregister(self._content_id, self)
+
+    def _take(self, view: memoryview) -> None:
+        if self._sink is None:
+            if len(self._buffer) + len(view) <= SMALL_BYTES:
+                self._buffer += view
+                return
+            self._sink = BlobSink(self._state, self._content_id)
+        while len(view):
+            if not self._buffer and len(view) >= PIECE_BYTES:
+                self._sink.put(self._cipher.update(view[:PIECE_BYTES]))
+                view = view[PIECE_BYTES:]
+                continue
+            room = PIECE_BYTES - len(self._buffer)
+            self._buffer += view[:room]
+            view = view[room:]
+            if len(self._buffer) == PIECE_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._sink is not None and self._buffer:
+            self._sink.put(self._cipher.update(self._buffer))
+            self._buffer = bytearray()
+
+    def _finish(self) -> StoredContent:
+        padded = padded_length(self._length)
+        missing = padded - self._length
+        if self._sink is None and padded <= SMALL_BYTES:
+            return self._finish_small(padded, missing)
+        if self._sink is None:
+            self._sink = BlobSink(self._state, self._content_id)
+        self._flush()
+        for start in range(0, missing, PIECE_BYTES):
+            self._sink.put(self._cipher.update(memoryview(_ZEROS)[: min(PIECE_BYTES, missing - start)]))
+        self._sink.put(self._cipher.finish())
+        header, root, length = self._sink.finish()
+        arrival = Arrival(content_id=self._content_id, key=self._key, in_blob=True, ciphertext_length=length, root=root)
+        self._committer.commit(arrival)
+        return self._stored(root, header, padded, length)
+
+    def _finish_small(self, padded: int, missing: int) -> StoredContent:
+        self._buffer += bytes(missing)
+        ciphertext = self._cipher.update(self._buffer) + self._cipher.finish()
+        hasher = LeafHasher()
+        hasher.update(ciphertext)
+        _, root = hasher.finish()
+        arrival = Arrival(
+            content_id=self._content_id,
+            key=self._key,
+            ciphertext=ciphertext,
+            ciphertext_length=len(ciphertext),
+            root=root,
+        )
+        self._committer.commit(arrival)
+        return self._stored(root, ciphertext[:HEADER_BYTES], padded, len(ciphertext))
+
+    def _stored(self, root: Root, header: bytes, padded: int, ciphertext_length: int) -> StoredContent:
+        return StoredContent(
+            content_id=self._content_id,
+            root=root,
+            header=header,
+            padded_length=padded,
+            length=self._length,
+            ciphertext_length=ciphertext_length,
+        )
+
+
+class BlobSink:
+    """Ciphertext streaming into a temporary blob file. A helper thread hashes and writes one piece at a time."""
+
+    def __init__(self, state: StoreState, content_id: ContentId) -> None:
+        """Create the file. Raises StorageFullError, StorageError."""
+        self._state = state
+        self._temp = state.blobs.temp_path(content_id)
+        self._final = state.blobs.blob_path(content_id)
+        self._hasher = LeafHasher()
+        self._header = b""
+        self._pending: Future[None] | None = None
+        self._lock = threading.Lock()
+        with storage_errors("create a blob file"):
+            self._fd: int | None = state.fs.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        fault("publish.after_create")
+
+    def put(self, ciphertext: bytes) -> None:
+        """Add ciphertext; waits for the piece before it. Raises its StorageError."""
+        if len(self._header) < HEADER_BYTES:
+            self._header += ciphertext[: HEADER_BYTES - len(self._header)]
+        self._settle()
+        self._pending = self._state.helpers.submit(self._write, ciphertext)
+
+    def finish(self) -> tuple[bytes, Root, int]:
+        """Append the leaf hashes, fsync, rename. Returns header, root and ciphertext length."""
+        self._settle()
+        length = self._hasher.length
+        leaves, root = self._hasher.finish()
+        with self._lock:
+            fd = self._open_fd()
+            with storage_errors("write a blob file"):
+                self._state.fs.pwrite(fd, b"".join(leaves), length)
+            fault("publish.after_write")
+            try:
+                with sync_errors("store a content"):
+                    self._state.fs.fsync(fd)
+            except StorageError as e:
+                self._state.note(e)
+                raise
+            fault("publish.after_fsync")
+            with storage_errors("rename a blob file"):
+                self._state.fs.rename(self._temp, self._final)
+            self._temp = self._final
+            fault("publish.after_rename")
+            self._close()
+        return self._header, root, length
+
+    def abort(self) -> None:
+        """Close and unlink. Idempotent; never raises."""
+        if self._pending is not None:
+            self._pending.exception()
+        with self._lock:
+            try:
+                self._close()
+                with storage_errors("remove an unfinished blob file"):
+                    if self._state.fs.size(self._temp) is not None:
+                        self._state.fs.unlink(self._temp)
+            except VaultError as e:
+                # The next start removes it: no row names it.
+                self._state.note(e)
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(self, ciphertext: bytes) -> None:
+        with self._lock:
+            fd = self._open_fd()
+            with storage_errors("write a blob file"):
+                self._state.fs.pwrite(fd, ciphertext, self._hasher.length)
+            self._hasher.update(ciphertext)
+
+    def _open_fd(self) -> int:
+        if self._fd is None:
+            raise StorageError("the blob file was closed")
+        return self._fd
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            with storage_errors("close a blob file"):
+                self._state.fs.close(fd)

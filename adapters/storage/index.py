@@ -1,0 +1,233 @@
+"""The index of the content store: which content lies where, in SQLite.
+
+Holds nothing secret: no key, no name, no true length. A row is the acknowledgement that bytes and key are
+durable, so it is always written last and removed first. `forgetting` and `forgotten` are the state machine
+of adapters/storage/forgetting.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from walytis_vault.adapters.storage.database import Database
+from walytis_vault.adapters.storage.packs import PackRange
+from walytis_vault.domain.errors import ConflictError, StorageError
+from walytis_vault.domain.ids import ContentId, Root
+
+NOWHERE: Final = 0
+IN_BLOB: Final = 1
+IN_PACK: Final = 2
+INDEX_VERSION: Final = "1"
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS contents (
+    content_id BLOB PRIMARY KEY,
+    slot INTEGER,
+    place INTEGER NOT NULL,
+    pack INTEGER,
+    offset INTEGER,
+    ciphertext_length INTEGER,
+    root BLOB
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS contents_by_pack ON contents (pack) WHERE pack IS NOT NULL;
+CREATE TABLE IF NOT EXISTS partials (
+    content_id BLOB PRIMARY KEY, root BLOB NOT NULL, ciphertext_length INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forgetting (content_id BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forgotten (content_id BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+_COLUMNS: Final = "content_id, slot, place, pack, offset, ciphertext_length, root"
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What the index knows of one content."""
+
+    content_id: ContentId
+    slot: int | None = None
+    place: int = NOWHERE
+    range: PackRange | None = None
+    ciphertext_length: int | None = None
+    root: Root | None = None
+
+
+class StoreIndex:
+    """Typed access to the index database."""
+
+    def __init__(self, path: Path, vault_id: str) -> None:
+        """Open or create it. Raises StorageError; ConflictError when it belongs to another vault."""
+        self.database = Database(path)
+        with self.database.transaction() as connection:
+            connection.execute(_SCHEMA)
+            known = dict(connection.execute("SELECT name, value FROM meta"))
+            if not known:
+                rows = (("version", INDEX_VERSION), ("vault_id", vault_id))
+                connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            elif known.get("version") != INDEX_VERSION:
+                raise StorageError(f"the content index has version {known.get('version')}: use another walytis-vault")
+            elif known.get("vault_id") != vault_id:
+                raise ConflictError("this content store belongs to another vault: check the home folder")
+
+    def get(self, content_id: ContentId) -> Row | None:
+        """The row of one content."""
+        with self.database.read() as connection:
+            return self.get_in(connection, content_id)
+
+    def get_in(self, connection: apsw.Connection, content_id: ContentId) -> Row | None:
+        """The row of one content, inside a transaction of the caller."""
+        sql = f"SELECT {_COLUMNS} FROM contents WHERE content_id = ?"
+        found = connection.execute(sql, (content_id,)).fetchone()
+        return None if found is None else _row(found)
+
+    def get_many(self, content_ids: Iterable[ContentId]) -> list[Row]:
+        """The rows of those that have one."""
+        return [row for row in map(self.get, content_ids) if row is not None]
+
+    def put_in(self, connection: apsw.Connection, rows: Sequence[Row]) -> None:
+        """Insert or replace rows, inside a transaction of the caller."""
+        connection.executemany(
+            f"INSERT OR REPLACE INTO contents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    r.content_id,
+                    r.slot,
+                    r.place,
+                    r.range.pack if r.range else None,
+                    r.range.offset if r.range else None,
+                    r.ciphertext_length,
+                    r.root,
+                )
+                for r in rows
+            ],
+        )
+
+    def slots(self) -> list[int]:
+        """Every slot in use."""
+        with self.database.read() as connection:
+            return [s for (s,) in connection.execute("SELECT slot FROM contents WHERE slot IS NOT NULL")]
+
+    def pack_ends(self) -> list[tuple[int, int, int]]:
+        """For each pack: number, end of the last range, live bytes."""
+        sql = (
+            "SELECT pack, max(offset + ciphertext_length), sum(ciphertext_length) FROM contents "
+            "WHERE pack IS NOT NULL GROUP BY pack"
+        )
+        with self.database.read() as connection:
+            return [(int(p), int(e), int(n)) for p, e, n in connection.execute(sql)]
+
+    def in_pack(self, pack: int) -> list[Row]:
+        """The contents of one pack, in the order in which they lie."""
+        sql = f"SELECT {_COLUMNS} FROM contents WHERE pack = ? ORDER BY offset"
+        with self.database.read() as connection:
+            return [_row(found) for found in connection.execute(sql, (pack,))]
+
+    def in_blobs(self) -> dict[str, int]:
+        """Content ids (hex) that have a blob file, with their ciphertext length."""
+        sql = "SELECT content_id, ciphertext_length FROM contents WHERE place = ?"
+        with self.database.read() as connection:
+            return {bytes(i).hex(): int(n) for i, n in connection.execute(sql, (IN_BLOB,))}
+
+    def lose_bytes(self, content_ids: Iterable[ContentId]) -> None:
+        """Record that the ciphertext of these is not here; their keys stay."""
+        sql = "UPDATE contents SET place = 0, pack = NULL, offset = NULL WHERE content_id = ?"
+        with self.database.transaction() as connection:
+            connection.executemany(sql, [(i,) for i in content_ids])
+
+    def lose_slots(self, capacity: int) -> None:
+        """Record that keys in slots from `capacity` on are not here (the slot file was cut)."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE contents SET slot = NULL WHERE slot >= ?", (capacity,))
+
+    def partial(self, content_id: ContentId) -> tuple[Root, int] | None:
+        """Root and length of a ciphertext that is still coming."""
+        sql = "SELECT root, ciphertext_length FROM partials WHERE content_id = ?"
+        with self.database.read() as connection:
+            found = connection.execute(sql, (content_id,)).fetchone()
+        return None if found is None else (Root(found[0]), int(found[1]))
+
+    def partials(self) -> list[ContentId]:
+        """Contents that are still coming."""
+        with self.database.read() as connection:
+            return [ContentId(i) for (i,) in connection.execute("SELECT content_id FROM partials")]
+
+    def begin_partial(self, content_id: ContentId, root: Root, ciphertext_length: int) -> None:
+        """Note a ciphertext that begins to come."""
+        with self.database.transaction() as connection:
+            row = (content_id, root, ciphertext_length)
+            connection.execute("INSERT OR REPLACE INTO partials VALUES (?, ?, ?)", row)
+
+    def end_partial(self, content_id: ContentId) -> None:
+        """Drop the note."""
+        with self.database.transaction() as connection:
+            connection.execute("DELETE FROM partials WHERE content_id = ?", (content_id,))
+
+    def is_forgotten(self, content_id: ContentId) -> bool:
+        """Whether the tombstone stands."""
+        with self.database.read() as connection:
+            return _has(connection, "forgotten", content_id)
+
+    def is_gone(self, content_id: ContentId) -> bool:
+        """Whether forgetting has begun or is done."""
+        with self.database.read() as connection:
+            return self.is_gone_in(connection, content_id)
+
+    def is_gone_in(self, connection: apsw.Connection, content_id: ContentId) -> bool:
+        """`is_gone`, inside a transaction of the caller."""
+        return _has(connection, "forgetting", content_id) or _has(connection, "forgotten", content_id)
+
+    def mark_forgetting(self, content_ids: Iterable[ContentId]) -> None:
+        """Step 1 of forgetting: from this commit on the contents are gone for readers."""
+        with self.database.transaction() as connection:
+            connection.executemany("INSERT OR IGNORE INTO forgetting VALUES (?)", [(i,) for i in content_ids])
+
+    def unfinished_forgetting(self) -> list[ContentId]:
+        """Contents whose forgetting began and has no tombstone yet."""
+        with self.database.read() as connection:
+            return [ContentId(i) for (i,) in connection.execute("SELECT content_id FROM forgetting")]
+
+    def delete_rows(self, content_ids: Iterable[ContentId]) -> None:
+        """Step 4 of forgetting: where bytes and key were is of no more use."""
+        ids = [(i,) for i in content_ids]
+        with self.database.transaction() as connection:
+            connection.executemany("DELETE FROM contents WHERE content_id = ?", ids)
+            connection.executemany("DELETE FROM partials WHERE content_id = ?", ids)
+
+    def bury(self, content_ids: Iterable[ContentId]) -> None:
+        """Step 5 of forgetting: the tombstone."""
+        ids = [(i,) for i in content_ids]
+        with self.database.transaction() as connection:
+            connection.executemany("INSERT OR IGNORE INTO forgotten VALUES (?)", ids)
+            connection.executemany("DELETE FROM forgetting WHERE content_id = ?", ids)
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """Contents with bytes, bytes of blobs, keys, tombstones."""
+        with self.database.read() as connection:
+            contents, blobs, keys = _one(
+                connection,
+                "SELECT count(nullif(place, 0)), coalesce(sum(iif(place = 1, ciphertext_length, 0)), 0), count(slot)"
+                " FROM contents",
+            )
+            (tombstones,) = _one(connection, "SELECT count(*) FROM forgotten")
+        return contents, blobs, keys, tombstones
+
+
+def _one(connection: apsw.Connection, sql: str) -> Sequence[Any]:
+    found: Iterator[Any] = iter(connection.execute(sql))
+    row: Sequence[Any] = next(found)
+    return row
+
+
+def _has(connection: apsw.Connection, table: str, content_id: bytes) -> bool:
+    sql = f"SELECT 1 FROM {table} WHERE content_id = ?"
+    return connection.execute(sql, (content_id,)).fetchone() is not None
+
+
+def _row(found: Sequence[Any]) -> Row:
+    content_id, slot, place, pack, offset, length, root = found
+    where = None if pack is None else PackRange(pack, offset, length)
+    return Row(ContentId(content_id), slot, place, where, length, None if root is None else Root(root))
