@@ -112,5 +112,5 @@ def test_moments_and_members_read_well() -> None:
 def test_every_column_of_ballots_can_be_made() -> None:
     """The table of ballots needs no more than the fields that a ballot is sure to have."""
     row = {"ballot_id": "00", "state": "open", "contents": ["a"], "electorate": ["x", "y"], "consents": ["x"],
-           "receipts": []}  # fmt: skip
+           "receipts": [], "time": "", "proposer": "x"}  # fmt: skip
     assert [str(c.cell(row)) for c in BALLOT_COLUMNS][3] == "1/2"

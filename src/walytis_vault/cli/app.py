@@ -1,6 +1,6 @@
-"""The list of commands, and the one place where errors become a line on stderr and an exit code.
+"""The list of commands, and the one place where whatever goes wrong becomes an exit code.
 
-Refuses to show a traceback for anything that a user can cause; `WALYTIS_VAULT_DEBUG=1` shows it all the same.
+The form of the messages is in `failure`, that of the results in `output`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from walytis_vault.cli import content, forgetting, vault, views
-from walytis_vault.cli.output import one_line
+from walytis_vault.cli.failure import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, complain
 from walytis_vault.cli.session import common_options
-from walytis_vault.domain.errors import VaultError
 
 if TYPE_CHECKING:
     from types import FrameType
-
-EXIT_ERROR = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
-EXIT_TERMINATED = 143
 
 COMMANDS: tuple[click.Command, ...] = (
     *vault.COMMANDS,
@@ -84,8 +77,6 @@ def run(arguments: list[str]) -> int:
     try:
         code = application().main(arguments, prog_name="walytis-vault", standalone_mode=False)
         sys.stdout.flush()
-    except click.UsageError as error:
-        return _usage(error)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except SystemExit as error:
@@ -94,38 +85,13 @@ def run(arguments: list[str]) -> int:
         raise
     except BrokenPipeError:
         return _reader_gone()
-    except (VaultError, click.ClickException) as error:
-        return _complain(error.format_message() if isinstance(error, click.ClickException) else str(error), error)
-    except OSError as error:
-        return _complain(_os_error(error), error)
-    except Exception as error:  # the last resort: whatever it was, one line and exit code 1
-        return _complain(f"unexpected {type(error).__name__}: {error} (WALYTIS_VAULT_DEBUG=1 shows where)", error)
+    except Exception as error:  # whatever it was: one line and an exit code
+        return complain(error)
     return code if isinstance(code, int) else 0
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(EXIT_TERMINATED)  # so that files and sockets are closed on the way out
-
-
-def _usage(error: click.UsageError) -> int:
-    command = error.ctx.command_path if error.ctx else "walytis-vault"
-    click.echo(f"{command}: {one_line(error.format_message())} (try: {command} --help)", err=True)
-    return EXIT_USAGE
-
-
-def _complain(message: str, error: BaseException) -> int:
-    if os.environ.get("WALYTIS_VAULT_DEBUG"):
-        import traceback
-
-        traceback.print_exception(error)
-    with contextlib.suppress(BrokenPipeError):
-        click.echo(f"walytis-vault: {one_line(message) or type(error).__name__}", err=True)
-    return EXIT_ERROR
-
-
-def _os_error(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
 
 
 def _reader_gone() -> int:

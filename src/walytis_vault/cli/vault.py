@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from walytis_vault.cli.failure import complain
 from walytis_vault.cli.output import emit, fields, printable, short_did
 from walytis_vault.cli.session import Session, command, timeout_option
 from walytis_vault.domain.errors import LockedError, MisuseError
@@ -85,21 +86,28 @@ def serve(session: Session, passphrase_file: Path | None, network: str | None, u
     if until_eof:
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
+    try:
+        code = _serve(session.home, passphrase, network)
+    except Exception as error:
+        code = complain(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the embedded libraries keep threads that would hold the process for many seconds
+
+
+def _serve(home: Path, passphrase: str | None, network: str | None) -> int:
     from walytis_vault import node
 
     def ready(endpoint: str) -> None:
         click.echo(f"ready {endpoint}", err=True)
 
     try:
-        code = node.serve(session.home, passphrase=passphrase, network=network, on_ready=ready)
+        return node.serve(home, passphrase=passphrase, network=network, on_ready=ready)
     except LockedError:
         if passphrase is not None or not sys.stdin.isatty():
             raise
-        passphrase = click.prompt("Passphrase", hide_input=True, err=True)
-        code = node.serve(session.home, passphrase=passphrase, network=network, on_ready=ready)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # the embedded libraries keep threads that would hold the process for many seconds
+    passphrase = click.prompt("Passphrase", hide_input=True, err=True)
+    return node.serve(home, passphrase=passphrase, network=network, on_ready=ready)
 
 
 def _end_with_stdin() -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from walytis_vault.bus.messages import Change
 
 EVENTS = "events"
-CONTENT_STATES = click.Choice(["available", "pending", "forgetting", "forgotten", "retracted"])
+CONTENT_STATES = click.Choice(["available", "pending", "forgetting", "forgotten", "retracted", "all"])
+BALLOT_STATES = click.Choice(["open", "carried", "refused", "withdrawn", "all"])
+SORTS = click.Choice(["-order", "order", "-time", "time", "-size", "size"])
 GONE = "(forgotten)"
 
 
@@ -42,8 +44,8 @@ BALLOT_COLUMNS = (
     Column("CONTENTS", lambda r: len(r["contents"]), right=True),
     Column("CONSENTS", lambda r: f"{len(r['consents'])}/{len(r['electorate'])}", right=True),
     Column("RECEIPTS", lambda r: len(r["receipts"]), right=True),
-    Column("TIME", lambda r: moment(r.get("time")), from_width=100),
-    Column("BY", lambda r: short_did(r.get("author")), from_width=120),
+    Column("TIME", lambda r: moment(r["time"]), from_width=100),
+    Column("BY", lambda r: short_did(r["proposer"]), from_width=120),
 )
 
 
@@ -57,32 +59,48 @@ limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most
 
 
 @command("ls")
-@click.option("--state", type=CONTENT_STATES, help="Only contents in this state.")
+@click.option("--state", type=CONTENT_STATES, help="Only contents in this state (default: all but the retracted).")
+@click.option("--author", metavar="DID", help="Only contents of this member.")
+@click.option("--name", help="Only contents with this name.")
+@click.option("--type", "media_type", metavar="TYPE", help="Only contents of this media type.")
 @click.option("--label", help="Only contents with this label.")
+@click.option("--text", help="Only contents with this text in a name or label.")
+@click.option("--since", metavar="TIME", help="Only contents published at or after this time (ISO 8601, UTC).")
+@click.option("--until", metavar="TIME", help="Only contents published before this time.")
+@click.option("--revises", metavar="ID", help="Only revisions of this content.")
+@click.option("--sort", type=SORTS, help="By order on the log, time or size; with - the last or largest first.")
 @limit_option
 @timeout_option(60.0)
-def ls(session: Session, state: str | None, label: str | None, limit: int | None, timeout: float) -> None:
-    """List the contents."""
-    filters = {name: value for name, value in (("state", state), ("label", label)) if value is not None}
-    with session.client(timeout) as client:
-        rows = _builtins(client.query("catalogue", limit=limit, **filters))
-    if session.json:
-        emit(rows)
-    else:
-        table(rows, LS_COLUMNS)
+def ls(session: Session, limit: int | None, timeout: float, **filters: str | None) -> None:
+    """List the contents, the newest first."""
+    _list(session, "catalogue", LS_COLUMNS, limit, timeout, filters)
 
 
 @command("ballots")
+@click.option("--state", type=BALLOT_STATES, help="Only ballots in this state (default: all).")
+@click.option("--content", "content_id", metavar="ID", help="Only ballots about this content.")
 @limit_option
 @timeout_option(60.0)
-def ballots(session: Session, limit: int | None, timeout: float) -> None:
+def ballots(session: Session, limit: int | None, timeout: float, **filters: str | None) -> None:
     """List the proposals to forget, and who agreed."""
+    _list(session, "ballots", BALLOT_COLUMNS, limit, timeout, filters)
+
+
+def _list(
+    session: Session,
+    view: str,
+    columns: Sequence[Column],
+    limit: int | None,
+    timeout: float,
+    filters: dict[str, str | None],
+) -> None:
+    given = {name: value for name, value in filters.items() if value is not None}
     with session.client(timeout) as client:
-        rows = _builtins(client.query("ballots", limit=limit))
+        rows = client.query(view, limit=limit, **given)
     if session.json:
         emit(rows)
     else:
-        table(rows, BALLOT_COLUMNS)
+        table(_builtins(rows), columns)
 
 
 def _show_change(session: Session, change: Change) -> None:
