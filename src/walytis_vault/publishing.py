@@ -1,0 +1,165 @@
+"""One content on its way in: ciphertext and key durable first, then the event on the chain.
+
+Nothing is acknowledged before both. What fails in between is destroyed again, so that no content is kept that
+no event speaks of; a crash in between is cleaned up at the next start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from eventsourcing.persistence import IntegrityError
+
+from walytis_vault.adapters.crypto.descriptor import Descriptor
+from walytis_vault.adapters.storage.content_store import DiskContentStore
+from walytis_vault.adapters.walytis.receipts import Receipt
+from walytis_vault.adapters.walytis.recorder import LogRecorder
+from walytis_vault.bus.messages import Published, PublishOptions, RequestKey
+from walytis_vault.domain import events as ev
+from walytis_vault.domain.contents import decide_revise
+from walytis_vault.domain.errors import ConflictError, MisuseError, TimedOutError, TransportError, VaultError
+from walytis_vault.domain.faults import fault
+from walytis_vault.domain.ids import ContentId, parse_content_id
+from walytis_vault.reading import read_state
+
+ATTEMPTS: Final = 8
+"""How often a decision is made again when the log changed under it."""
+
+
+def check_options(options: PublishOptions) -> None:
+    """Hold what the publisher says against the limits, before a byte of content is taken.
+
+    Raises:
+        MisuseError: one is too long or malformed; the message says which and what is allowed.
+    """
+    Descriptor(
+        name=options.name, media_type=options.media_type, labels=options.labels, length=0, note=options.note
+    ).check()
+    if options.media_type is not None and not (options.media_type.isascii() and options.media_type.isprintable()):
+        raise MisuseError("a media type is printable ASCII text such as text/plain")
+    if options.revises is not None:
+        parse_content_id(options.revises)
+
+
+class Publication:
+    """A `PublishSession`. Owned by one thread at a time."""
+
+    def __init__(
+        self,
+        log: LogRecorder,
+        store: DiskContentStore,
+        content_id: ContentId,
+        *,
+        author: str,
+        options: PublishOptions,
+        key: RequestKey | None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to write. Raises StorageError, LockedError, MisuseError, ForgottenError, PermissionRefusedError."""
+        check_options(options)
+        self._log = log
+        self._store = store
+        self._id = content_id
+        self._author = author
+        self._options = options
+        self._key = key
+        self._ended = ended
+        self._stored = False
+        if options.revises is not None:
+            decide_revise(
+                read_state(log, [parse_content_id(options.revises)]).state, parse_content_id(options.revises), by=author
+            )
+        self._writer = store.writer(content_id, author=author)
+
+    @property
+    def content_id(self) -> str:
+        """The id that the content will have, as hex."""
+        return self._id.hex()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Add plaintext. Raises StorageError, StorageFullError, MisuseError."""
+        self._writer.write(data)
+
+    def commit(self) -> Published:
+        """Finish the content, append its event, return when both are durable and the block exists.
+
+        Raises:
+            TimedOutError, TransportError: the event is recorded but not on the chain yet; it will get there.
+            VaultError: nothing was published and nothing of it remains.
+        """
+        try:
+            stored = self._writer.finish()
+            self._stored = True
+            fault("publish.after_content")
+            descriptor = Descriptor(
+                name=self._options.name,
+                media_type=self._options.media_type,
+                labels=self._options.labels,
+                length=stored.length,
+                note=self._options.note,
+            )
+            event = ev.ContentPublished(
+                content_id=self._id,
+                root=stored.root,
+                padded_length=stored.padded_length,
+                header=stored.header,
+                descriptor=self._store.seal_descriptor(self._id, descriptor),
+                expires_ms=self._options.expires_ms,
+            )
+            published = self._append(event)
+        except (TimedOutError, TransportError):
+            self._ended()
+            raise
+        except VaultError:
+            self.abort()
+            raise
+        self._ended()
+        fault("publish.after_event")
+        return published
+
+    def _append(self, event: ev.ContentPublished) -> Published:
+        receipt = None
+        if self._key is not None:
+            receipt = Receipt(
+                client=self._key.client,
+                request_id=self._key.request_id,
+                digest=self._key.digest,
+                make_reply=lambda _first, last: msgspec.msgpack.encode(
+                    Published(content_id=self._id.hex(), position=last)
+                ),
+            )
+        for _ in range(ATTEMPTS):
+            condition = None
+            if self._options.revises is not None:
+                target = parse_content_id(self._options.revises)
+                reading = read_state(self._log, [target])
+                event = msgspec.structs.replace(event, revises=decide_revise(reading.state, target, by=self._author))
+                condition = reading.condition
+            try:
+                done = self._log.append_once([ev.to_dcb(event)], condition, receipt=receipt)
+            except IntegrityError:
+                continue
+            if done.repeated:
+                # The same request got here twice: the first one counts, this copy goes.
+                self.abort()
+                assert done.reply is not None
+                return msgspec.msgpack.decode(done.reply, type=Published)
+            return Published(content_id=self._id.hex(), position=done.last)
+        raise ConflictError("the content that this revises is changing too quickly: repeat the request")
+
+    def abort(self) -> None:
+        """Drop everything that was written, key included. Idempotent."""
+        if self._stored:
+            self._stored = False
+            self._store.erase((self._id,))
+        else:
+            self._writer.abort()
+        self._ended()
+
+
+def check_expiry(expires_ms: int | None, now_ms: int) -> None:
+    """Refuse an expiry that lies in the past. Raises MisuseError."""
+    if expires_ms is not None and expires_ms <= now_ms:
+        raise MisuseError("the content would expire before it is published: choose a later time")
