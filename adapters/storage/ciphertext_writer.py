@@ -17,7 +17,8 @@ from walytis_vault.adapters.crypto.content_cipher import PADDING_FLOOR, cipherte
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.content_writer import SMALL_BYTES
 from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
-from walytis_vault.adapters.storage.state import StoreState, forgotten
+from walytis_vault.adapters.storage.replica import forgotten
+from walytis_vault.adapters.storage.state import StoreState
 from walytis_vault.domain.errors import (
     DamagedContentError,
     MisuseError,

@@ -15,7 +15,8 @@ import msgspec
 
 from walytis_vault.adapters.storage.index import IN_BLOB, IN_PACK, NOWHERE, Row
 from walytis_vault.adapters.storage.packs import PackRange
-from walytis_vault.adapters.storage.state import StoreState, forgotten
+from walytis_vault.adapters.storage.replica import forgotten
+from walytis_vault.adapters.storage.state import StoreState
 from walytis_vault.domain.errors import ConflictError, StorageError, VaultError
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import ContentId, ContentKey, Root

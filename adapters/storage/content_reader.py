@@ -11,12 +11,13 @@ import threading
 from concurrent.futures import Future
 from typing import Final
 
-from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash, root_of, segment_count
+from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash, root_of
 from walytis_vault.adapters.crypto.content_cipher import ContentDecryptor, ciphertext_length, content_context
 from walytis_vault.adapters.storage.failures import storage_errors
 from walytis_vault.adapters.storage.index import IN_BLOB, NOWHERE
-from walytis_vault.adapters.storage.state import StoreState, forgotten
-from walytis_vault.domain.errors import DamagedContentError, NotYetAvailableError, VaultError
+from walytis_vault.adapters.storage.replica import damaged, forgotten, missing
+from walytis_vault.adapters.storage.state import StoreState
+from walytis_vault.domain.errors import VaultError
 from walytis_vault.domain.ids import ContentId, Root
 from walytis_vault.domain.limits import SEGMENT_BYTES
 
@@ -195,20 +196,3 @@ class DiskContentReader:
         more = self._next < self._source.count
         self._ahead = self._state.helpers.submit(self._source.segment, self._next) if more else None
         return self._cipher.update(segment)
-
-
-def expected_segments(padded: int) -> int:
-    """Segments of a content of this padded length."""
-    return segment_count(ciphertext_length(padded))
-
-
-def missing(content_id: ContentId) -> NotYetAvailableError:
-    """The error for bytes that are not here."""
-    return NotYetAvailableError(f"the bytes of content {content_id.hex()} are not on this node yet")
-
-
-def damaged(content_id: ContentId) -> DamagedContentError:
-    """The error for bytes that do not match their record."""
-    return DamagedContentError(
-        f"the stored bytes of content {content_id.hex()} do not match its record: fetch it again from a peer"
-    )

@@ -13,25 +13,19 @@ from typing import Final
 import msgspec
 
 from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash
-from walytis_vault.adapters.crypto.descriptor import (
-    Descriptor,
-    open_descriptor,
-    open_reason,
-    seal_descriptor,
-    seal_reason,
-)
 from walytis_vault.adapters.storage.ballast import Ballast
 from walytis_vault.adapters.storage.blobs import BlobFiles
 from walytis_vault.adapters.storage.ciphertext_writer import CiphertextWriter
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.compaction import compact
-from walytis_vault.adapters.storage.content_reader import DiskContentReader, SegmentSource, damaged, missing
+from walytis_vault.adapters.storage.content_reader import DiskContentReader, SegmentSource
 from walytis_vault.adapters.storage.content_writer import DiskContentWriter
 from walytis_vault.adapters.storage.failures import storage_errors
 from walytis_vault.adapters.storage.forgetting import Forgetting
 from walytis_vault.adapters.storage.index import IN_BLOB, NOWHERE, Row, StoreIndex
 from walytis_vault.adapters.storage.packs import PackFiles
 from walytis_vault.adapters.storage.recovery import recover
+from walytis_vault.adapters.storage.replica import SealedTexts, check_content_id, damaged, missing
 from walytis_vault.adapters.storage.slots import SlotFile
 from walytis_vault.adapters.storage.state import StoreState
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
@@ -43,7 +37,7 @@ from walytis_vault.domain.errors import (
     NotYetAvailableError,
     StorageError,
 )
-from walytis_vault.domain.ids import ID_BYTES, ContentId, ContentKey, Root
+from walytis_vault.domain.ids import ContentId, ContentKey, Root
 from walytis_vault.domain.limits import SEGMENT_BYTES
 from walytis_vault.domain.ports import Clock, FileSystem, Randomness
 
@@ -70,8 +64,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Key slots in the slot file, used or not (a count)."""
 
 
-class DiskContentStore:
-    """Implements `domain.ports.ContentStore`, and what peers and views need beside it.
+class DiskContentStore(SealedTexts):
+    """Implements `domain.ports.ContentStore` and `adapters.storage.replica.ReplicaStore`.
 
     Beyond the port: `seal_descriptor`, `open_descriptor`, `seal_reason`, `open_reason`; for peers
     `read_ciphertext`, `leaf_hashes`, `begin_ciphertext`, `put_key`; and `drop_bytes`, `compact`, `usage`.
@@ -130,7 +124,7 @@ class DiskContentStore:
 
     def writer(self, content_id: ContentId, *, author: str) -> DiskContentWriter:
         """Begin a content with a fresh random key. Raises ForgottenError, ConflictError, LockedError, StorageError."""
-        _check_id(content_id)
+        check_content_id(content_id)
         self._state.keys.check_unlocked()
         if self._row_with_bytes(content_id) is not None:
             raise ConflictError(f"content {content_id.hex()} is stored already")
@@ -147,10 +141,7 @@ class DiskContentStore:
         self._state.check_not_gone(content_id)
         if self._row_with_bytes(content_id) is None:
             raise missing(content_id)
-        key = self.content_key(content_id)
-        if key is None:
-            self._state.check_not_gone(content_id)
-            raise NotYetAvailableError(f"the key of content {content_id.hex()} is not on this node yet")
+        key = self.need_key(content_id)
         return DiskContentReader(
             self._state, content_id, author=author, root=root, length=length, padded=padded_length, key=key
         )
@@ -191,7 +182,7 @@ class DiskContentStore:
             StorageError: not finished yet; repeat, or restart, to finish. The contents are already unreadable.
         """
         for content_id in content_ids:
-            _check_id(content_id)
+            check_content_id(content_id)
         self._forgetting.forget(content_ids)
         try:
             compact(self._state)
@@ -199,27 +190,13 @@ class DiskContentStore:
             # Space is reclaimed later; what had to be destroyed is destroyed.
             self._state.check_writable()
 
+    def check_not_gone(self, content_id: ContentId) -> None:
+        """Raise ForgottenError when forgetting this content has begun or is done."""
+        self._state.check_not_gone(content_id)
+
     def erased(self, content_id: ContentId) -> bool:
         """Whether this node destroyed the content (its tombstone is durable)."""
         return self._state.index.is_forgotten(content_id)
-
-    def seal_descriptor(self, content_id: ContentId, descriptor: Descriptor) -> bytes:
-        """Seal under the content's key. Raises NotYetAvailableError without it, MisuseError over the limits."""
-        return seal_descriptor(self._need_key(content_id), content_id, descriptor)
-
-    def open_descriptor(self, content_id: ContentId, sealed: bytes) -> Descriptor | None:
-        """Open a sealed descriptor; None when the key is not here. Raises UntrustedInputError."""
-        key = self.content_key(content_id)
-        return None if key is None else open_descriptor(key, content_id, sealed)
-
-    def seal_reason(self, content_id: ContentId, reason: str) -> bytes:
-        """Seal the reason of a ballot under its first content's key."""
-        return seal_reason(self._need_key(content_id), content_id, reason) if reason else b""
-
-    def open_reason(self, content_id: ContentId, sealed: bytes) -> str | None:
-        """Open a sealed reason; None when the key is not here. Raises UntrustedInputError."""
-        key = self.content_key(content_id)
-        return None if key is None else open_reason(key, content_id, sealed)
 
     def read_ciphertext(self, content_id: ContentId, offset: int, size: int) -> bytes:
         """Bytes of the ciphertext for a peer, who verifies them; shorter only at the end.
@@ -256,7 +233,7 @@ class DiskContentStore:
         Raises:
             ForgottenError, ConflictError (it is here already), MisuseError (impossible length), StorageError.
         """
-        _check_id(content_id)
+        check_content_id(content_id)
         if self._row_with_bytes(content_id) is not None:
             raise ConflictError(f"the bytes of content {content_id.hex()} are here already")
         return CiphertextWriter(self._state, self._committer, content_id, root, ciphertext_length)
@@ -267,7 +244,7 @@ class DiskContentStore:
         Raises:
             ForgottenError, ConflictError (another key is here), LockedError, StorageError.
         """
-        _check_id(content_id)
+        check_content_id(content_id)
         known = self.content_key(content_id)
         if known == key:
             return
@@ -332,13 +309,6 @@ class DiskContentStore:
             raise missing(content_id)
         return row
 
-    def _need_key(self, content_id: ContentId) -> ContentKey:
-        key = self.content_key(content_id)
-        if key is None:
-            self._state.check_not_gone(content_id)
-            raise NotYetAvailableError(f"the key of content {content_id.hex()} is not on this node yet")
-        return key
-
     def _read_raw(self, row: Row, offset: int, size: int) -> bytes:
         state = self._state
         if row.range is not None:
@@ -357,8 +327,3 @@ class DiskContentStore:
                 return state.fs.pread(fd, size, offset)
             finally:
                 state.fs.close(fd)
-
-
-def _check_id(content_id: ContentId) -> None:
-    if len(content_id) != ID_BYTES:
-        raise MisuseError(f"a content id is {ID_BYTES} bytes, not {len(content_id)}")

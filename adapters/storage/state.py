@@ -14,9 +14,10 @@ from walytis_vault.adapters.storage.blobs import BlobFiles
 from walytis_vault.adapters.storage.failures import SyncFailedError
 from walytis_vault.adapters.storage.index import StoreIndex
 from walytis_vault.adapters.storage.packs import PackFiles
+from walytis_vault.adapters.storage.replica import forgotten
 from walytis_vault.adapters.storage.slots import SlotFile
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
-from walytis_vault.domain.errors import ForgottenError, StorageError
+from walytis_vault.domain.errors import StorageError
 from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.ports import FileSystem, Randomness
 
@@ -107,8 +108,3 @@ class StoreState:
             ids = list(self._handles)
         for content_id in ids:
             self.cut_off(content_id)
-
-
-def forgotten(content_id: ContentId) -> ForgottenError:
-    """The error for a content that was forgotten."""
-    return ForgottenError(f"content {content_id.hex()} was forgotten: its key and bytes are destroyed")
