@@ -5,9 +5,13 @@ stdout carries the result and nothing else: the id on its first line, or the con
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
@@ -15,7 +19,11 @@ from walytis_vault.cli.output import emit, progress
 from walytis_vault.cli.session import Session, command, timeout_option
 from walytis_vault.domain.errors import MisuseError
 
-TRANSFER_SECONDS = 3600.0
+IDLE_SECONDS = 60.0
+"""A transfer may take as long as it moves; so long it may stand still."""
+SPAN = re.compile(r"([1-9][0-9]{0,6})([smhdw])")
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+F = TypeVar("F", bound=Callable[..., Any])
 STDIN = "-"
 
 
@@ -35,22 +43,46 @@ def _source(file: str) -> Path | BinaryIO:
     return path
 
 
-def _publish(
-    session: Session,
-    file: str,
-    *,
-    name: str | None,
-    media_type: str | None,
-    labels: tuple[str, ...],
-    revises: str | None,
-    timeout: float,
-) -> None:
-    data = _source(file)
-    shown = name if name is not None else (data.name if isinstance(data, Path) else None)
-    with progress(f"publish {shown or 'stdin'}") as watch, session.client(timeout) as client:
-        receipt = client.publish(
-            data, name=shown, media_type=media_type, labels=labels, revises=revises, progress=watch
+def _expiry(text: str | None) -> dt.datetime | dt.timedelta | None:
+    """Read `--expires`: a span such as 90s, 15m, 12h, 30d, 8w; or an ISO 8601 moment with its time zone.
+
+    Raises:
+        MisuseError: anything else.
+    """
+    if text is None:
+        return None
+    if (span := SPAN.fullmatch(text)) is not None:
+        return dt.timedelta(**{UNITS[span[2]]: int(span[1])})
+    with contextlib.suppress(ValueError):
+        moment = dt.datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment
+    raise MisuseError(f"{text[:40]!r} is no expiry: give a span (90s, 15m, 12h, 30d, 8w) or 2030-01-31T12:00:00Z")
+
+
+def _described(function: F) -> F:
+    """The options that say something about a content."""
+    for option in reversed(
+        (
+            click.option("--name", help="What to call it (default: the file's name)."),
+            click.option("--type", "media_type", metavar="TYPE", help="Media type, such as text/plain."),
+            click.option("--label", "labels", multiple=True, help="A text to find it by; may be given several times."),
+            click.option("--note", help="A note for its readers."),
+            click.option("--expires", metavar="WHEN", help="When all forget it: 12h, 30d, or 2030-01-31T12:00:00Z."),
+            timeout_option(IDLE_SECONDS),
         )
+    ):
+        function = option(function)
+    return function
+
+
+def _publish(
+    session: Session, file: str, *, revises: str | None, expires: str | None, timeout: float, **said: Any
+) -> None:
+    data, until = _source(file), _expiry(expires)
+    label = said["name"] or (data.name if isinstance(data, Path) else "stdin")
+    with progress(f"publish {label}") as watch, session.client(timeout) as client:
+        receipt = client.publish(data, revises=revises, expires=until, progress=watch, **said)
     if session.json:
         emit(receipt)
     else:
@@ -59,45 +91,29 @@ def _publish(
 
 @command("publish")
 @click.argument("file", metavar="FILE|-")
-@click.option("--name", help="What to call it (default: the file's name).")
-@click.option("--type", "media_type", metavar="TYPE", help="Media type, such as text/plain.")
-@click.option("--label", "labels", multiple=True, help="May be given several times.")
-@timeout_option(TRANSFER_SECONDS)
-def publish(
-    session: Session, file: str, name: str | None, media_type: str | None, labels: tuple[str, ...], timeout: float
-) -> None:
+@_described
+def publish(session: Session, file: str, **said: Any) -> None:
     """Put a file, or stdin, into the vault and print its content id.
 
-    Name, type and labels are sealed with the content. When this returns, the content is on disk and its event is on
-    the chain.
+    Name, type, labels and note are sealed with the content. When this returns, the content is on disk and its event
+    is on the chain.
     """
-    _publish(session, file, name=name, media_type=media_type, labels=labels, revises=None, timeout=timeout)
+    _publish(session, file, revises=None, **said)
 
 
 @command("revise")
 @click.argument("content_id", metavar="ID")
 @click.argument("file", metavar="FILE|-")
-@click.option("--name", help="What to call it (default: the file's name).")
-@click.option("--type", "media_type", metavar="TYPE", help="Media type, such as text/plain.")
-@click.option("--label", "labels", multiple=True, help="May be given several times.")
-@timeout_option(TRANSFER_SECONDS)
-def revise(
-    session: Session,
-    content_id: str,
-    file: str,
-    name: str | None,
-    media_type: str | None,
-    labels: tuple[str, ...],
-    timeout: float,
-) -> None:
+@_described
+def revise(session: Session, content_id: str, file: str, **said: Any) -> None:
     """Publish a new version of an own content; the history stays readable."""
-    _publish(session, file, name=name, media_type=media_type, labels=labels, revises=content_id, timeout=timeout)
+    _publish(session, file, revises=content_id, **said)
 
 
 @command("get")
 @click.argument("content_id", metavar="ID")
 @click.option("-o", "--output", metavar="FILE", help="Write to FILE, which appears when it is complete.")
-@timeout_option(TRANSFER_SECONDS)
+@timeout_option(IDLE_SECONDS)
 def get(session: Session, content_id: str, output: str | None, timeout: float) -> None:
     """Write a content to stdout, or to a file."""
     target: Path | BinaryIO = sys.stdout.buffer if output in (None, STDIN) else Path(str(output))
@@ -105,7 +121,7 @@ def get(session: Session, content_id: str, output: str | None, timeout: float) -
         raise MisuseError(f"{target} is a directory: name the file that is to be written")
     quiet_screen = isinstance(target, Path) or not sys.stdout.isatty()
     with progress(f"get {content_id[:8]}", wanted=quiet_screen) as watch, session.client(timeout) as client:
-        client.request(content_id, to=target, timeout=timeout, progress=watch)
+        client.request(content_id, to=target, progress=watch)
     if not isinstance(target, Path):
         target.flush()
     elif session.json:

@@ -105,5 +105,5 @@ def timeout_option(default: float) -> Callable[[F], F]:
         type=click.FloatRange(min=0.001),
         default=default,
         metavar="SECONDS",
-        help=f"How long to wait for the node (default: {default:g}).",
+        help=f"How long to wait without progress (default: {default:g}).",
     )

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,24 +151,40 @@ def status(session: Session, timeout: float) -> None:
 def audit(ctx: click.Context, session: Session, read_data: bool, timeout: float) -> None:
     """Verify the whole record again. Exit code 1: something is wrong."""
     with session.client(timeout) as client:
-        report = client.audit(read_data=read_data)
+        report = client.audit(read_data=read_data, timeout=timeout)
     if session.json:
         emit(report)
     else:
         _show_report(report)
-    if not report.get("ok", False):
+    if not report["ok"]:
         ctx.exit(1)
 
 
-def _show_report(report: dict[str, Any]) -> None:
-    for name, value in report.items():
-        if name in ("ok", "problems"):
-            continue
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{name.replace('_', ' ')}: {printable(text)}")
-    for problem in report.get("problems", ()):
-        click.echo(f"PROBLEM: {printable(problem)}")
-    click.secho("sound" if report.get("ok") else "NOT SOUND", fg="green" if report.get("ok") else "red")
+def _show_report(report: Mapping[str, Any]) -> None:
+    contents, ballots = report["contents"], report["ballots"]
+    stored = sum(1 for c in contents if c["stored_here"])
+    erased = sum(1 for c in contents if c["erased_here"])
+    blocks = ", ".join(f"{count} {verdict}" for verdict, count in report["blocks"].items())
+    fields(
+        [
+            (
+                "batches",
+                f"{report['batches']} verified, {len(report['void_batches'])} void, {len(report['forks'])} forks",
+            ),
+            ("events", report["events"]),
+            ("blocks", blocks),
+            ("contents", f"{len(contents)}: {stored} stored here, {erased} erased"),
+            ("stored bytes", "read and checked" if report["data_read"] else "not read (--read-data does)"),
+            ("ballots", f"{len(ballots)}: {sum(1 for b in ballots if b['state'] == 'open')} open"),
+        ]
+    )
+    for block in report["refused_blocks"]:
+        click.echo(f"refused block: {printable(block)}")
+    for finding in report["findings"]:
+        click.echo(f"PROBLEM batch {printable(finding['batch_id'])}: {printable(finding['reason'])}")
+    for content in report["damaged"]:
+        click.echo(f"PROBLEM content {content['content_id']}: {printable(content['problem'])}")
+    click.secho("sound" if report["ok"] else "NOT SOUND", fg="green" if report["ok"] else "red", bold=True)
 
 
 @command("replay")
@@ -176,12 +193,13 @@ def _show_report(report: dict[str, Any]) -> None:
 def replay(session: Session, view: str | None, timeout: float) -> None:
     """Drop a view (or all of them) and build it again from the log."""
     with session.client(timeout) as client:
-        report = client.replay(view)
+        report = client.replay(view, timeout=timeout)
     if session.json:
         emit(report)
         return
-    for name, outcome in report.items():
-        click.echo(f"{name}: {printable(outcome)}")
+    for name, view in report.items():
+        verdict = "as before" if view["equal"] else f"DIFFERENT from before ({view['hash_before'][:16]})"
+        click.echo(f"{printable(name)}: built again up to {view['position']}, hash {view['hash'][:16]}, {verdict}")
 
 
 @command("demo")

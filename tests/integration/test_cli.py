@@ -1,0 +1,205 @@
+"""The command line on a real node: what a person types, and what comes of it.
+
+One vault of one member, founded and served once for this module by the command line itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.command_line import (
+    ENVIRONMENT,
+    STEP_SECONDS,
+    STOP_SECONDS,
+    as_json,
+    publish,
+    refused,
+    run,
+    serving,
+    words_for,
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home of a vault whose node is running."""
+    place = tmp_path_factory.mktemp("cli") / "home"
+    run(place, "init", "--name", "test")
+    with serving(place):
+        yield place
+
+
+def test_publish_prints_the_id_alone_on_its_first_line(home: Path, tmp_path: Path) -> None:
+    """`publish FILE` prints 32 hex digits; `get` writes the same bytes to stdout."""
+    data = os.urandom(70_000)
+    file = tmp_path / "some file.bin"
+    file.write_bytes(data)
+    first = run(home, "publish", str(file)).stdout.decode().split("\n")[0]
+    assert len(first) == 32
+    assert bytes.fromhex(first)
+    assert run(home, "get", first).stdout == data
+
+
+def test_published_with_json_is_one_document(home: Path) -> None:
+    """`publish --json` prints content id and position, wherever the option stands."""
+    for words in (["--json", "publish", "-"], ["publish", "-", "--json"]):
+        done = run(home, *words, stdin=b"x")
+        receipt = json.loads(done.stdout)
+        assert set(receipt) >= {"content_id", "position"}
+        assert done.stdout.count(b"\n") == 1
+
+
+def test_get_writes_a_file(home: Path, tmp_path: Path) -> None:
+    """`get -o FILE` writes the file and nothing to stdout."""
+    content = publish(home, b"to a file")
+    done = run(home, "get", content, "-o", str(tmp_path / "out"))
+    assert done.stdout == b""
+    assert (tmp_path / "out").read_bytes() == b"to a file"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_ls_lists_what_was_said_about_a_content(home: Path) -> None:
+    """`ls --json` rows have state, author, time, size, name, media type and labels."""
+    content = publish(home, b"12345", "--name", "five.txt", "--type", "text/plain", "--label", "a", "--label", "b")
+    (row,) = [r for r in as_json(home, "ls") if r["content_id"] == content]
+    assert (row["state"], row["size"], row["name"], row["media_type"]) == ("available", 5, "five.txt", "text/plain")
+    assert sorted(row["labels"]) == ["a", "b"]
+    assert row["author"] == as_json(home, "status")["did"]
+    assert row["time"].startswith("20")
+    table = run(home, "ls").stdout.decode()
+    assert "five.txt" in table
+    assert content in table
+
+
+def test_ls_filters(home: Path) -> None:
+    """`ls` with a label shows what bears it, and nothing else."""
+    content = publish(home, b"x", "--label", "only-here")
+    publish(home, b"y")
+    assert [r["content_id"] for r in as_json(home, "ls", "--label", "only-here")] == [content]
+    assert as_json(home, "ls", "--label", "nowhere") == []
+
+
+def test_status_tells_vault_and_views(home: Path) -> None:
+    """`status --json` has vault, member, position, peers, and position and hash of each view."""
+    publish(home, b"x")
+    status = as_json(home, "status")
+    assert set(status) >= {"vault_id", "did", "position", "peers", "views"}
+    assert status["peers"] == []
+    assert {"catalogue", "ballots"} <= set(status["views"])
+    for view in status["views"].values():
+        assert view["position"] == status["position"]
+        assert view["hash"]
+    assert status["vault_id"] in run(home, "status").stdout.decode()
+
+
+def test_forgotten_is_refused_and_its_record_remains(home: Path) -> None:
+    """In a vault of one, `forget` carries at once; `get` then says so; the row stays, without its name."""
+    content = publish(home, b"to be forgotten", "--name", "secret plan")
+    ballot = as_json(home, "forget", content, "--reason", "test")
+    assert ballot["state"] == "carried"
+    assert "forgotten" in refused(home, "get", content)
+    (row,) = [r for r in as_json(home, "ls") if r["content_id"] == content]
+    assert row["state"] == "forgotten"
+    assert not row["name"]
+    (listed,) = [b for b in as_json(home, "ballots") if b["ballot_id"] == ballot["ballot_id"]]
+    assert listed["contents"] == [content]
+    assert len(listed["consents"]) == len(listed["electorate"]) == 1
+    assert len(listed["receipts"]) == 1
+    log = run(home, "log").stdout.decode()
+    assert "content published" in log
+    assert "content erased" in log
+    assert log.count(content) >= 2
+    assert "secret plan" not in log
+    assert "secret plan" not in run(home, "ls").stdout.decode()
+
+
+def test_log_is_one_document_per_event(home: Path) -> None:
+    """`log --json` prints one document per line, with positions that rise by one."""
+    publish(home, b"x")
+    lines = run(home, "log", "--json").stdout.splitlines()
+    positions = [json.loads(line)["position"] for line in lines]
+    assert positions == list(range(1, len(positions) + 1))
+    assert positions[-1] == as_json(home, "status")["position"]
+    later = run(home, "log", "--json", "--after", str(positions[-2])).stdout.splitlines()
+    assert [json.loads(line)["position"] for line in later] == positions[-1:]
+
+
+def test_watch_follows(home: Path) -> None:
+    """`watch` prints what is published after it began, and ends with exit code 130 at Ctrl-C."""
+    start = as_json(home, "status")["position"]
+    follower = subprocess.Popen(
+        words_for(home, "watch", "--json", "--after", str(start)),
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        content = publish(home, b"news")
+        assert follower.stdout is not None
+        assert select.select([follower.stdout], [], [], STEP_SECONDS)[0]
+        change = json.loads(follower.stdout.readline())
+        assert change["position"] == start + 1
+        assert content in change["ids"]
+        follower.send_signal(signal.SIGINT)
+        _, complaint = follower.communicate(timeout=STOP_SECONDS)
+        assert follower.returncode == 130
+        assert b"Traceback" not in complaint
+    finally:
+        follower.kill()
+        follower.wait()
+
+
+def test_replay_and_audit_find_everything_in_order(home: Path) -> None:
+    """`replay` builds the same views again; `audit --read-data` finds nothing wrong."""
+    publish(home, b"x")
+    before = as_json(home, "status")["views"]
+    run(home, "replay")
+    run(home, "replay", "catalogue")
+    assert as_json(home, "status")["views"] == before
+    assert json.loads(run(home, "audit", "--read-data", "--json").stdout)
+    run(home, "audit")
+
+
+def test_retracted_is_hidden_and_comes_back(home: Path) -> None:
+    """`retract` hides a content; `restore` shows it again, with the same bytes."""
+    content = publish(home, b"hide and seek")
+    run(home, "retract", content)
+    assert content not in [r["content_id"] for r in as_json(home, "ls")]
+    assert [r["state"] for r in as_json(home, "ls", "--state", "retracted") if r["content_id"] == content]
+    run(home, "restore", content)
+    assert run(home, "get", content).stdout == b"hide and seek"
+
+
+def test_revision_names_its_original(home: Path) -> None:
+    """`revise` publishes a new content that names the original; both stay readable."""
+    content = publish(home, b"first")
+    second = run(home, "revise", content, "-", stdin=b"second").stdout.decode().split("\n")[0]
+    (row,) = [r for r in as_json(home, "ls") if r["content_id"] == second]
+    assert row["revises"] == content
+    assert (run(home, "get", content).stdout, run(home, "get", second).stdout) == (b"first", b"second")
+
+
+def test_empty_file_comes_back_empty(home: Path, tmp_path: Path) -> None:
+    """An empty file is a content like any other."""
+    (tmp_path / "empty").touch()
+    content = run(home, "publish", str(tmp_path / "empty")).stdout.decode().split("\n")[0]
+    assert run(home, "get", content).stdout == b""
+    run(home, "get", content, "-o", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["ünïcödé 日本.txt", "with\nnewline", "\x1b[31mred", "-rf", "a" * 255])
+def test_strange_names_survive_and_do_no_harm(name: str, home: Path) -> None:
+    """Any name comes back as it was in JSON, and prints as harmless text on its own line."""
+    content = publish(home, b"x", f"--name={name}")
+    (row,) = [r for r in as_json(home, "ls") if r["content_id"] == content]
+    assert row["name"] == name
+    printed = [line for line in run(home, "ls").stdout.decode().split("\n") if content in line]
+    assert len(printed) == 1
+    assert "\x1b" not in printed[0]
