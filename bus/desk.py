@@ -1,0 +1,175 @@
+"""The desk: takes each call, checks verb and limits, has a worker do it, and sends the one reply.
+
+A call with an effect that is asked for again while it runs is not run twice: its reply goes to where it was
+asked for last. After that the service remembers it. Running calls are touched by the door's thread only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from walytis_vault.bus import calls as c
+from walytis_vault.bus.door import Door, Peer
+from walytis_vault.bus.errors import shield
+from walytis_vault.bus.messages import Published, QueryPage, RequestKey
+from walytis_vault.bus.pool import FairPool
+from walytis_vault.bus.protocol import Header, Kind, encode
+from walytis_vault.bus.service import VaultService
+from walytis_vault.domain.errors import (
+    BusyError,
+    ConflictError,
+    MisuseError,
+    PermissionRefusedError,
+    VaultError,
+)
+from walytis_vault.domain.faults import fault
+
+
+class _Running:
+    __slots__ = ("digest", "peer")
+
+    def __init__(self, peer: Peer, digest: bytes) -> None:
+        self.peer = peer
+        self.digest = digest
+
+
+class Desk:
+    """Works on calls that have one request and one reply."""
+
+    def __init__(self, door: Door, service: VaultService, pools: dict[c.Lane, FairPool]) -> None:
+        self._door = door
+        self._service = service
+        self._pools = pools
+        self._running: dict[tuple[str, bytes], _Running] = {}
+        self._per_client: dict[str, int] = {}
+
+    def count(self, name: str) -> int:
+        """Calls of a client key that are being worked on."""
+        return self._per_client.get(name, 0)
+
+    @property
+    def running(self) -> int:
+        """Calls that are being worked on (a count)."""
+        return len(self._running)
+
+    def check_verb(self, peer: Peer, call: c.Call) -> None:
+        """Raises PermissionRefusedError unless the client's key has the verb of the call."""
+        if call.VERB not in peer.entry.verbs:
+            raise PermissionRefusedError(f"client {peer.entry.name!r} may not {call.VERB}: its key lacks that verb")
+
+    def request_key(self, peer: Peer, message: Header) -> RequestKey:
+        """What identifies the effect of a request."""
+        digest = hashlib.sha256(len(message.body).to_bytes(8, "big") + message.body)
+        digest.update(message.data)
+        return RequestKey(client=peer.entry.name, request_id=message.id, digest=digest.digest())
+
+    def take(self, peer: Peer, message: Header, call: c.AnyCall) -> None:
+        """Work on a call. Raises what the client is told at once."""
+        key = self.request_key(peer, message)
+        name = (key.client, key.request_id)
+        running = self._running.get(name)
+        if running is not None:
+            if running.digest != key.digest:
+                raise ConflictError("this request id is in use for another request: make a new one")
+            running.peer = peer
+            return
+        limits = self._door.limits
+        if peer.requests >= limits.peer_requests or self.count(key.client) >= limits.client_requests:
+            raise BusyError("too many requests at once: wait for replies, then repeat")
+        running = self._running[name] = _Running(peer, key.digest)
+        peer.requests += 1
+        self._per_client[key.client] = self.count(key.client) + 1
+        data = message.data
+        self._pools[call.LANE].submit(peer.rid, lambda: self._work(name, running, call, data, key))
+
+    def _work(
+        self, name: tuple[str, bytes], running: _Running, call: c.AnyCall, data: bytes | memoryview, key: RequestKey
+    ) -> None:
+        with shield(lambda e: self._door.post(lambda: self._failed(name, running, e))):
+            body = self._encoded(call, data, key if call.EFFECT else None)
+            fault("bus.before_reply")
+            self._door.post(lambda: self._reply(name, running, body))
+
+    def _encoded(self, call: c.AnyCall, data: bytes | memoryview, key: RequestKey | None) -> bytes:
+        cap = self._door.limits.reply
+        if isinstance(call, c.QueryCall):
+            limit = min(call.limit, self._door.limits.page_rows)
+            while True:
+                body = encode(self._query(call, limit))
+                if len(body) <= self._door.limits.page or limit == 1:
+                    break
+                limit = max(1, limit // 4)
+        else:
+            body = encode(self._result(call, data, key))
+        if len(body) > cap:
+            raise VaultError(f"the reply of {len(body)} bytes is over the limit of {cap}: ask for less")
+        return body
+
+    def _query(self, call: c.QueryCall, limit: int) -> QueryPage:
+        return self._service.query(call.view, limit=limit, cursor=call.cursor, filters=dict(call.filters))
+
+    def _result(self, call: c.AnyCall, data: bytes | memoryview, key: RequestKey | None) -> Any:
+        service = self._service
+        match call:
+            case c.PublishCall():
+                return self._publish(call, data, key)
+            case c.StatusCall():
+                return service.status()
+            case c.ForgetCall():
+                return service.forget(call.contents, call.reason, key)
+            case c.ConsentCall():
+                return service.consent(call.ballot_id, key)
+            case c.RefuseCall():
+                return service.refuse(call.ballot_id, call.reason, key)
+            case c.WithdrawCall():
+                return service.withdraw(call.ballot_id, key)
+            case c.RetractCall():
+                return service.retract(call.content_id, key)
+            case c.RestoreCall():
+                return service.restore(call.content_id, key)
+            case c.AuditCall():
+                return service.audit(read_data=call.read_data)
+            case c.ReplayCall():
+                return service.replay(call.view)
+            case c.InviteCall():
+                return service.invite(expires_s=call.expires_s)
+            case c.RemoveCall():
+                return service.remove(call.did, key)
+            case _:
+                raise MisuseError(f"{type(call).__name__} is not a call with one reply")
+
+    def _publish(self, call: c.PublishCall, data: bytes | memoryview, key: RequestKey | None) -> Published:
+        if len(data) > self._door.limits.inline:
+            raise MisuseError(f"a content over {self._door.limits.inline} bytes must be uploaded as a stream")
+        if call.size is not None and call.size != len(data):
+            raise MisuseError(f"{len(data)} bytes came and {call.size} were announced: nothing was published")
+        session = self._service.begin_publish(call.options, key)
+        if isinstance(session, Published):
+            return session
+        try:
+            if len(data):
+                session.write(data)
+            return session.commit()
+        except BaseException:
+            session.abort()
+            raise
+
+    def _reply(self, name: tuple[str, bytes], running: _Running, body: bytes) -> None:
+        self._done(name, running)
+        self._door.send_encoded(running.peer, Kind.REPLY, name[1], body)
+
+    def _failed(self, name: tuple[str, bytes], running: _Running, error: VaultError) -> None:
+        self._done(name, running)
+        self._door.send_error(running.peer, name[1], error)
+
+    def _done(self, name: tuple[str, bytes], running: _Running) -> None:
+        if self._running.get(name) is running:
+            del self._running[name]
+            left = self._per_client[name[0]] - 1
+            if left:
+                self._per_client[name[0]] = left
+            else:
+                del self._per_client[name[0]]
+        if running.peer.requests > 0:
+            running.peer.requests -= 1

@@ -1,0 +1,331 @@
+"""The door: one thread that owns the ROUTER socket, admits keys, and knows every connection.
+
+Nothing here blocks: what a connection cannot take waits in its own bounded queue, and whoever takes nothing
+for long is cut. Every message is attributed to the key that CURVE authenticated for its connection, and the
+key is looked up again for each one, so that a revoked client is out at once. Spec: docs/bus-protocol.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import zmq
+from zmq.utils import z85
+
+from walytis_vault.bus.clients import ClientTable
+from walytis_vault.bus.protocol import NO_ID, BusLimits, Header, Kind, failure, header, pack, split
+from walytis_vault.bus.security import BusKeys, ClientEntry
+from walytis_vault.domain.errors import TransportError, UntrustedInputError, VaultError
+
+_log = logging.getLogger(__name__)
+
+ZAP_DOMAIN: Final = b"walytis-vault"
+_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
+_BURST: Final = 64
+"""Messages that are read before replies get their turn."""
+_STRIKES: Final = 16
+"""Malformed messages after which a connection is cut."""
+_TICK: Final = 0.25
+_RETRY: Final = 0.01
+
+
+class Peer:
+    """One connection. Touched by the door's thread only."""
+
+    __slots__ = ("blocked_since", "entry", "fd", "gone", "heard", "inflight", "requests", "rid", "strikes", "waiting")
+
+    def __init__(self, rid: bytes, entry: ClientEntry, fd: int, now: float) -> None:
+        self.rid = rid
+        self.entry = entry
+        self.fd = fd
+        self.heard = now
+        self.waiting: deque[list[bytes | memoryview]] = deque()
+        self.blocked_since = 0.0
+        self.inflight: dict[str, int] = {}
+        self.requests = 0
+        self.strikes = 0
+        self.gone = False
+
+
+class Listener(Protocol):
+    """What the door tells the server, always on the door's thread."""
+
+    def on_message(self, peer: Peer, message: Header) -> None:
+        """A well-formed message of an admitted client. May raise VaultError, which becomes the reply."""
+
+    def on_gone(self, peer: Peer) -> None:
+        """The connection is no more."""
+
+    def on_tick(self, now: float) -> None:
+        """Some time has passed (monotonic seconds)."""
+
+
+class Door:
+    """The ROUTER and its thread.
+
+    Args:
+        keys: the node's key pair.
+        clients: who is admitted.
+        limits: sizes and times.
+    """
+
+    def __init__(self, keys: BusKeys, clients: ClientTable, limits: BusLimits) -> None:
+        self.limits = limits
+        self._clients = clients
+        self._peers: dict[bytes, Peer] = {}
+        self._blocked: dict[bytes, Peer] = {}
+        self._posted: deque[Callable[[], None]] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._awake = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._listener: Listener | None = None
+        self._context = zmq.Context(io_threads=2)
+        # The ZAP socket must exist before anything is bound: without it libzmq would let anyone in.
+        self._zap = self._context.socket(zmq.REP)
+        self._zap.linger = 0
+        self._zap.bind(_ZAP_ENDPOINT)
+        self._router = self._context.socket(zmq.ROUTER)
+        self._configure(self._router, keys)
+
+    def _configure(self, router: zmq.Socket[bytes], keys: BusKeys) -> None:
+        router.linger = 0
+        router.sndhwm = 256
+        router.rcvhwm = 64
+        router.maxmsgsize = self.limits.part
+        router.router_mandatory = True
+        router.router_handover = False
+        router.backlog = 512
+        router.handshake_ivl = 5000
+        router.heartbeat_ivl = 10_000
+        router.heartbeat_timeout = 30_000
+        router.curve_server = True
+        router.curve_secretkey = keys.secret.encode()
+        router.zap_domain = ZAP_DOMAIN
+        router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+    def bind(self, endpoint: str) -> str:
+        """Listen; returns what was bound (a wildcard port is filled in). Raises TransportError."""
+        try:
+            self._router.bind(endpoint)
+        except zmq.ZMQError as e:
+            raise TransportError(f"cannot listen on {endpoint}: {e.strerror or e}") from e
+        return str(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    def start(self, listener: Listener) -> None:
+        """Begin to serve."""
+        self._listener = listener
+        self._thread = threading.Thread(target=self._run, name="bus-door", daemon=True)
+        self._thread.start()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run something on the door's thread, in order. From any thread; never blocks."""
+        self._posted.append(action)
+        if not self._awake:
+            self._awake = True
+            with contextlib.suppress(OSError):
+                os.eventfd_write(self._wake, 1)
+
+    def close(self, timeout: float) -> None:
+        """Stop the thread and free the sockets, within `timeout` seconds."""
+        self._stopping = True
+        self.post(lambda: None)
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                _log.error("the bus did not stop in %.1f s; its socket is left to the end of the process", timeout)
+                return
+        self._context.destroy(linger=200)
+        os.close(self._wake)
+
+    @property
+    def connections(self) -> int:
+        """Connections that have said something and are not known to be gone (a count)."""
+        return len(self._peers)
+
+    def send(
+        self, peer: Peer, kind: Kind, message_id: bytes, body: Any, data: bytes | memoryview | None = None
+    ) -> None:
+        """Send to a connection, or queue. On the door's thread only."""
+        self.send_parts(peer, pack(kind, message_id, body, data))
+
+    def send_encoded(self, peer: Peer, kind: Kind, message_id: bytes, body: bytes) -> None:
+        """Send a body that is encoded already."""
+        self.send_parts(peer, [header(kind, message_id), body])
+
+    def send_error(self, peer: Peer, message_id: bytes, error: VaultError) -> None:
+        """Send an ERROR."""
+        self.send(peer, Kind.ERROR, message_id, failure(error))
+
+    def send_parts(self, peer: Peer, parts: list[bytes | memoryview]) -> None:
+        """Send packed parts, or queue them behind what waits."""
+        if peer.gone:
+            return
+        if peer.waiting or not self._try(peer, parts):
+            if peer.gone:
+                return
+            if not peer.waiting:
+                peer.blocked_since = time.monotonic()
+                self._blocked[peer.rid] = peer
+            peer.waiting.append(parts)
+
+    def cut(self, peer: Peer, why: str) -> None:
+        """End a connection: shut its socket down, so that libzmq frees what it holds for it."""
+        if peer.gone:
+            return
+        _log.warning("bus: connection of client %s cut: %s", peer.entry.name, why)
+        # The descriptor is libzmq's own; it is only valid while the connection is: ask first.
+        if self._try(peer, [header(Kind.PONG, NO_ID), b"\x80"], probe=True):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(peer.fd)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+        self._gone(peer)
+
+    def _try(self, peer: Peer, parts: list[bytes | memoryview], *, probe: bool = False) -> bool:
+        try:
+            self._router.send_multipart([peer.rid, *parts], zmq.NOBLOCK)
+        except zmq.ZMQError as e:
+            if e.errno == zmq.EAGAIN:
+                return probe
+            if e.errno != errno.EHOSTUNREACH:
+                _log.error("bus: send failed: %s", e)
+            if not probe:
+                self._gone(peer)
+            return False
+        return True
+
+    def _gone(self, peer: Peer) -> None:
+        if peer.gone:
+            return
+        peer.gone = True
+        peer.waiting.clear()
+        self._blocked.pop(peer.rid, None)
+        self._peers.pop(peer.rid, None)
+        if self._listener is not None:
+            self._listener.on_gone(peer)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._zap, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        next_tick = time.monotonic() + _TICK
+        while not self._stopping:
+            now = time.monotonic()
+            wait = min(next_tick - now, _RETRY if self._blocked else _TICK)
+            ready = dict(poller.poll(max(0, int(wait * 1000))))
+            try:
+                if self._wake in ready:
+                    os.eventfd_read(self._wake)
+                self._awake = False
+                for _ in range(len(self._posted)):
+                    self._posted.popleft()()
+                if self._zap in ready:
+                    self._admit()
+                if self._router in ready:
+                    self._receive()
+                if self._blocked:
+                    self._flush()
+                now = time.monotonic()
+                if now >= next_tick:
+                    next_tick = now + _TICK
+                    self._tick(now)
+            except Exception:
+                # One bad message or one failing service call must not end the door for everybody.
+                _log.exception("bus: the door met an unexpected error and goes on")
+
+    def _receive(self) -> None:
+        for _ in range(_BURST):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._message(frames)
+
+    def _message(self, frames: list[zmq.Frame]) -> None:
+        rid = frames[0].bytes
+        try:
+            user = str(frames[-1].get("User-Id"))
+        except zmq.ZMQError:
+            user = ""
+        entry = self._clients.by_key(user)
+        peer = self._peers.get(rid)
+        if entry is None:
+            if peer is None:
+                peer = Peer(rid, ClientEntry(name="?", public_key="?" * 40, verbs=()), _fd(frames[-1]), 0.0)
+            self.cut(peer, "its key is not admitted (any more)")
+            return
+        now = time.monotonic()
+        if peer is None:
+            peer = self._peers[rid] = Peer(rid, entry, _fd(frames[-1]), now)
+        peer.entry = entry
+        peer.heard = now
+        message_id = NO_ID
+        try:
+            message = split(
+                [f.buffer for f in frames[1:5]] if len(frames) <= 5 else [b""] * len(frames[1:]),
+                body_cap=self.limits.body,
+                data_cap=self.limits.chunk,
+            )
+            message_id = message.id
+            assert self._listener is not None
+            self._listener.on_message(peer, message)
+        except VaultError as e:
+            if message_id == NO_ID and len(frames) > 1 and len(frames[1]) == 21:
+                message_id = frames[1].bytes[5:]
+            self.send_error(peer, message_id, e)
+            if isinstance(e, UntrustedInputError):
+                peer.strikes += 1
+                if peer.strikes >= _STRIKES:
+                    self.cut(peer, "it keeps sending malformed messages")
+
+    def _flush(self) -> None:
+        for peer in list(self._blocked.values()):
+            while peer.waiting and self._try(peer, peer.waiting[0]):
+                peer.waiting.popleft()
+                peer.blocked_since = time.monotonic()
+            if not peer.waiting:
+                self._blocked.pop(peer.rid, None)
+
+    def _tick(self, now: float) -> None:
+        if self._clients.refresh():
+            for peer in list(self._peers.values()):
+                if self._clients.by_key(peer.entry.public_key) is None:
+                    self.cut(peer, "its key was revoked")
+        for peer in list(self._blocked.values()):
+            if now - peer.blocked_since > self.limits.stalled:
+                self.cut(peer, "it takes nothing")
+        if self._listener is not None:
+            self._listener.on_tick(now)
+
+    def _admit(self) -> None:
+        """Answer libzmq's questions who may connect (ZAP, RFC 27)."""
+        for _ in range(_BURST):
+            try:
+                parts = self._zap.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            request_id = parts[1] if len(parts) > 1 else b""
+            entry = None
+            # A connection that names its own routing id could be given replies meant for another: refused.
+            if len(parts) == 7 and parts[0] == b"1.0" and not parts[4] and parts[5] == b"CURVE" and len(parts[6]) == 32:
+                self._clients.refresh()
+                entry = self._clients.by_key(z85.encode(parts[6]).decode())
+            if entry is None:
+                self._zap.send_multipart([b"1.0", request_id, b"400", b"not admitted", b"", b""])
+            else:
+                self._zap.send_multipart([b"1.0", request_id, b"200", b"OK", entry.public_key.encode(), b""])
+
+
+def _fd(frame: zmq.Frame) -> int:
+    with contextlib.suppress(zmq.ZMQError):
+        return int(frame.get(zmq.SRCFD))
+    return -1

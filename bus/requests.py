@@ -1,0 +1,246 @@
+"""From what a caller says to what goes to the node: checks arguments, and knows the type of each reply.
+
+Raises MisuseError with a sentence that names the argument. Sends nothing.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from walytis_vault.bus import calls as c
+from walytis_vault.bus.messages import BallotInfo, PublishOptions, QueryPage, Status
+from walytis_vault.domain.errors import MisuseError
+from walytis_vault.domain.ids import parse_ballot_id, parse_content_id
+from walytis_vault.domain.limits import LIMITS
+
+T = TypeVar("T")
+_MAX_POSITION: Final = 2**53
+
+
+class Ask(msgspec.Struct, Generic[T], frozen=True):
+    """A call, and the decoder of its reply."""
+
+    call: c.AnyCall
+    reply: msgspec.msgpack.Decoder[T]
+
+
+_BALLOT: Final = msgspec.msgpack.Decoder(BallotInfo)
+_INT: Final = msgspec.msgpack.Decoder(int)
+_TEXT: Final = msgspec.msgpack.Decoder(str)
+_REPORT: Final = msgspec.msgpack.Decoder(dict[str, Any])
+_PAGE: Final = msgspec.msgpack.Decoder(QueryPage)
+
+STATUS: Final = Ask(c.StatusCall(), msgspec.msgpack.Decoder(Status))
+
+
+def content_id(text: object) -> str:
+    """A content id in its one written form."""
+    return parse_content_id(text).hex()
+
+
+def ballot_id(text: object) -> str:
+    """A ballot id in its one written form."""
+    return parse_ballot_id(text).hex()
+
+
+def forget(content_ids: Iterable[str], reason: str) -> Ask[BallotInfo]:
+    """Propose to forget."""
+    contents = tuple(dict.fromkeys(content_id(i) for i in content_ids))
+    if not contents:
+        raise MisuseError("name at least one content to forget")
+    if len(contents) > LIMITS.ballot_contents:
+        raise MisuseError(f"at most {LIMITS.ballot_contents} contents can be forgotten at once")
+    return Ask(c.ForgetCall(contents=contents, reason=_text("reason", reason, LIMITS.reason)), _BALLOT)
+
+
+def consent(ballot: str) -> Ask[BallotInfo]:
+    """Agree to a ballot."""
+    return Ask(c.ConsentCall(ballot_id=ballot_id(ballot)), _BALLOT)
+
+
+def refuse(ballot: str, reason: str) -> Ask[BallotInfo]:
+    """Refuse a ballot."""
+    call = c.RefuseCall(ballot_id=ballot_id(ballot), reason=_text("reason", reason, LIMITS.reason))
+    return Ask(call, _BALLOT)
+
+
+def withdraw(ballot: str) -> Ask[BallotInfo]:
+    """Take a proposal back."""
+    return Ask(c.WithdrawCall(ballot_id=ballot_id(ballot)), _BALLOT)
+
+
+def retract(content: str) -> Ask[int]:
+    """Hide a content."""
+    return Ask(c.RetractCall(content_id=content_id(content)), _INT)
+
+
+def restore(content: str) -> Ask[int]:
+    """Show a content again."""
+    return Ask(c.RestoreCall(content_id=content_id(content)), _INT)
+
+
+def page(view: str, limit: int, cursor: str | None, filters: dict[str, Any]) -> Ask[QueryPage]:
+    """One page of a view."""
+    call = c.QueryCall(view=_view(view), limit=limit, cursor=cursor, filters=_filters(filters))
+    return Ask(call, _PAGE)
+
+
+def check_limit(limit: object) -> int | None:
+    """How many rows are wanted."""
+    if limit is None:
+        return None
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise MisuseError(f"limit is a number of rows or None, not {limit!r}")
+    return limit
+
+
+def subscribe(view: str, after: int, filters: dict[str, Any], credit: int) -> c.SubscribeCall:
+    """Follow a view."""
+    return c.SubscribeCall(view=_view(view), after=_position("after", after), filters=_filters(filters), limit=credit)
+
+
+def wait_for(position: int, timeout: float) -> Ask[int]:
+    """Wait for views."""
+    return Ask(c.WaitForCall(position=_position("position", position), timeout_ms=milliseconds(timeout)), _INT)
+
+
+def invite(expires: dt.datetime | dt.timedelta | float) -> Ask[str]:
+    """Make an invitation."""
+    moment = expires_ms(expires)
+    assert moment is not None
+    seconds = moment / 1000 - time.time()
+    if not 0 < seconds <= 31_536_000:
+        raise MisuseError("an invitation is valid for more than nothing and at most a year")
+    return Ask(c.InviteCall(expires_s=seconds), _TEXT)
+
+
+def remove(did: str) -> Ask[int]:
+    """Remove a member."""
+    if not did:
+        raise MisuseError("name the member's DID: `members` shows it")
+    return Ask(c.RemoveCall(did=_text("did", did, LIMITS.did)), _INT)
+
+
+def audit(read_data: bool) -> Ask[dict[str, Any]]:
+    """Verify everything."""
+    return Ask(c.AuditCall(read_data=bool(read_data)), _REPORT)
+
+
+def replay(view: str | None) -> Ask[dict[str, Any]]:
+    """Rebuild views."""
+    return Ask(c.ReplayCall(view=None if view is None else _view(view)), _REPORT)
+
+
+def request_id(given: bytes | str | uuid.UUID | None) -> bytes | None:
+    """A request id as 16 bytes."""
+    if given is None:
+        return None
+    if isinstance(given, uuid.UUID):
+        given = given.bytes
+    if isinstance(given, str):
+        try:
+            given = bytes.fromhex(given)
+        except ValueError as e:
+            raise MisuseError("a request id is 16 bytes, or 32 hex digits") from e
+    if not isinstance(given, bytes | bytearray) or len(given) != 16 or not any(given):
+        raise MisuseError("a request id is 16 bytes (not all zero), or 32 hex digits")
+    return bytes(given)
+
+
+def publish_options(
+    data: object,
+    *,
+    name: str | None,
+    media_type: str | None,
+    labels: Iterable[str],
+    note: str | None,
+    revises: str | None,
+    expires: dt.datetime | dt.timedelta | float | None,
+) -> PublishOptions:
+    """What the publisher says about the content."""
+    if name is None and isinstance(data, os.PathLike):
+        name = Path(data).name or None
+    if isinstance(labels, str):
+        raise MisuseError("labels are a tuple of texts: labels=('a', 'b')")
+    wanted = tuple(_text("a label", label, LIMITS.label) for label in labels)
+    if len(wanted) > LIMITS.labels:
+        raise MisuseError(f"a content has at most {LIMITS.labels} labels, not {len(wanted)}")
+    return PublishOptions(
+        name=None if name is None else _text("name", name, LIMITS.name),
+        media_type=None if media_type is None else _text("media_type", media_type, LIMITS.media_type),
+        labels=wanted,
+        note=None if note is None else _text("note", note, LIMITS.descriptor // 2),
+        revises=None if revises is None else content_id(revises),
+        expires_ms=expires_ms(expires),
+    )
+
+
+def expires_ms(expires: dt.datetime | dt.timedelta | float | None) -> int | None:
+    """A moment, a span or seconds from now as milliseconds since 1970 (UTC)."""
+    if expires is None:
+        return None
+    if isinstance(expires, dt.datetime):
+        if expires.tzinfo is None:
+            raise MisuseError("expires needs a time zone: datetime.now(timezone.utc) + …")
+        seconds = expires.timestamp()
+    elif isinstance(expires, dt.timedelta):
+        seconds = time.time() + expires.total_seconds()
+    elif isinstance(expires, int | float) and not isinstance(expires, bool) and expires == expires:
+        seconds = time.time() + expires
+    else:
+        raise MisuseError(f"expires is a datetime, a timedelta or seconds, not {type(expires).__name__}")
+    if not 0 <= seconds < 2**53 / 1000:
+        raise MisuseError("expires is out of range")
+    return int(seconds * 1000)
+
+
+def milliseconds(timeout: float) -> int:
+    """A timeout for the wire: at most a day."""
+    return max(0, min(86_400_000, int(timeout * 1000)))
+
+
+def check_timeout(timeout: object) -> float:
+    """A timeout in seconds."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise MisuseError(f"a timeout is a number of seconds above 0, not {timeout!r}")
+    return float(timeout)
+
+
+def _text(what: str, value: object, cap: int) -> str:
+    if not isinstance(value, str):
+        raise MisuseError(f"{what} is a text, not {type(value).__name__}")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as e:
+        raise MisuseError(f"{what} holds characters that are not Unicode text") from e
+    if size > cap:
+        raise MisuseError(f"{what} has {size} bytes and may have {cap}")
+    return value
+
+
+def _view(view: object) -> str:
+    text = _text("view", view, 64)
+    if not text:
+        raise MisuseError("name a view: catalogue, timeline, ballots, members, audit, or events")
+    return text
+
+
+def _position(what: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_POSITION:
+        raise MisuseError(f"{what} is a position (0, 1, 2 …), not {value!r}")
+    return value
+
+
+def _filters(filters: dict[str, Any]) -> dict[str, c.FilterValue]:
+    try:
+        return msgspec.convert(filters, c.Filters)
+    except msgspec.ValidationError as e:
+        raise MisuseError(f"filters are texts, numbers, truth values or lists of texts: {e}") from e

@@ -1,0 +1,72 @@
+"""Rows of views as frozen structs: one class for each view and set of fields, made when first seen.
+
+Fields are named as in `--json`; `as_dict` gives them back. Lists come as tuples, so that a row never changes.
+"""
+
+from __future__ import annotations
+
+import keyword
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import msgspec
+
+
+class Row(msgspec.Struct, frozen=True):
+    """Base of all rows. Fields are attributes; `row["field"]` works as well."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, in the view's order."""
+        return {name: getattr(self, name) for name in self.__struct_fields__}
+
+    def __getitem__(self, name: str) -> Any:
+        """The field of this name. Raises KeyError."""
+        if name not in self.__struct_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def keys(self) -> Iterator[str]:
+        """The names of the fields: `dict(row)` works."""
+        return iter(self.__struct_fields__)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only reached for fields that the row does not have."""
+        raise AttributeError(f"a row of {type(self).__name__} has no field {name!r}")
+
+
+_CLASSES_MOST = 256
+_classes: dict[tuple[str, tuple[str, ...]], type[Row]] = {}
+_lock = threading.Lock()
+
+
+def make_row(view: str, fields: dict[str, Any]) -> Row:
+    """A row of a view from its fields. A name that cannot be an attribute gets a `_` behind it."""
+    key = (view, tuple(fields))
+    cls = _classes.get(key)
+    if cls is None:
+        cls = _make_class(key)
+    return cls(*(_frozen(value) for value in fields.values()))
+
+
+def _make_class(key: tuple[str, tuple[str, ...]]) -> type[Row]:
+    view, names = key
+    taken = {"as_dict", "keys"}
+    safe = [n if n.isidentifier() and not keyword.iskeyword(n) and n not in taken else f"{_clean(n)}_" for n in names]
+    title = "".join(part.capitalize() for part in _clean(view).split("_")) + "Row"
+    made = cast(type[Row], msgspec.defstruct(title, [(n, Any) for n in safe], bases=(Row,), frozen=True))
+    with _lock:
+        if len(_classes) >= _CLASSES_MOST:
+            _classes.clear()
+        return _classes.setdefault(key, made)
+
+
+def _clean(name: str) -> str:
+    text = "".join(ch if ch.isalnum() else "_" for ch in name)
+    return text if text.isidentifier() else f"f_{text}"
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_frozen(v) for v in value)
+    return value

@@ -1,0 +1,228 @@
+"""What `Client` and `AsyncClient` share: where the node is, which key to use, and every verb on a link.
+
+Simple calls return a `Reply` that threads wait for and coroutines await. Transfers block the thread that
+calls them: they stream between a file and the link with bounded memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+import platformdirs
+
+from walytis_vault.bus import calls as c
+from walytis_vault.bus import requests as r
+from walytis_vault.bus.endpoint import EndpointRecord, read_record
+from walytis_vault.bus.exchanges import (
+    CallExchange,
+    DownloadExchange,
+    RestartError,
+    SubscriptionExchange,
+    UploadExchange,
+    new_id,
+)
+from walytis_vault.bus.files import Source, Target
+from walytis_vault.bus.link import Link
+from walytis_vault.bus.messages import Published, PublishOptions
+from walytis_vault.bus.rows import Row, make_row
+from walytis_vault.bus.security import LOCAL, ClientKey, load_key
+from walytis_vault.domain.errors import MisuseError, TransportError
+
+T = TypeVar("T")
+Progress = Callable[[int, "int | None"], None]
+
+_PUBLISHED: Final = msgspec.msgpack.Decoder(Published)
+_PAGE_ROWS: Final = 500
+
+
+class Reply(Generic[T]):
+    """The reply to a call, to come."""
+
+    def __init__(self, future: Future[bytes], decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self._future = future
+        self._decoder = decoder
+
+    def result(self) -> T:
+        """Block until it is there. Raises what the node reported."""
+        return self._decode(self._future.result())
+
+    async def wait(self) -> T:
+        """The same, for coroutines."""
+        return self._decode(await asyncio.wrap_future(self._future))
+
+    def _decode(self, body: bytes) -> T:
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as e:
+            raise TransportError(f"the node's reply is malformed: {e}") from e
+
+
+def default_home() -> Path:
+    """`$WALYTIS_VAULT_HOME`, else the platform's data folder."""
+    given = os.environ.get("WALYTIS_VAULT_HOME")
+    return Path(given) if given else Path(platformdirs.user_data_dir("walytis-vault"))
+
+
+class Session:
+    """One client's link and how it finds its node. Arguments as in `Client`."""
+
+    def __init__(
+        self,
+        home: str | os.PathLike[str] | None,
+        *,
+        endpoint: str | None,
+        timeout: float,
+        key: str | os.PathLike[str] | None,
+    ) -> None:
+        self.timeout = r.check_timeout(timeout)
+        if home is None and endpoint is not None and endpoint.startswith("ipc:///"):
+            self._folder = Path(endpoint.removeprefix("ipc://")).parent
+        else:
+            self._folder = (default_home() if home is None else Path(home)).absolute() / "bus"
+        self._endpoint = endpoint
+        self._key_name = key if key is not None else os.environ.get("WALYTIS_VAULT_KEY", LOCAL)
+        self.link = Link(self._find, self._key)
+
+    def _find(self) -> EndpointRecord:
+        record = read_record(self._folder)
+        if self._endpoint is None:
+            return record
+        return msgspec.structs.replace(record, endpoint=self._endpoint)
+
+    def _key(self) -> ClientKey:
+        name = self._key_name
+        path = Path(name)
+        if isinstance(name, str) and os.sep not in name and not name.endswith(".key"):
+            path = self._folder / f"{name}.key"
+        return load_key(path)
+
+    def close(self) -> None:
+        """End everything. Idempotent."""
+        self.link.close()
+
+    def call(self, ask: r.Ask[T], request_id: bytes | None = None, timeout: float | None = None) -> Reply[T]:
+        """Send a call."""
+        wait = self.timeout if timeout is None else r.check_timeout(timeout)
+        exchange = CallExchange(self.link, ask.call, request_id or new_id(), wait)
+        self.link.begin(exchange)
+        return Reply(exchange.future, ask.reply)
+
+    def wait_for(self, position: int, timeout: float | None) -> Reply[int]:
+        """Wait for views; the node keeps the time, the client a second more."""
+        wait = self.timeout if timeout is None else max(0.0, float(timeout))
+        return self.call(r.wait_for(position, wait), timeout=wait + 1.0)
+
+    def subscribe(self, view: str, after: int, filters: dict[str, Any]) -> SubscriptionExchange:
+        """Follow a view."""
+        exchange = SubscriptionExchange(self.link, r.subscribe(view, after, filters, self.link.limits.changes))
+        exchange.start()
+        return exchange
+
+    def rows(self, view: str, limit: int | None, filters: dict[str, Any]) -> Iterator[Row]:
+        """Rows, page by page."""
+        left = r.check_limit(limit)
+        cursor: str | None = None
+        while left is None or left > 0:
+            size = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
+            page = self.call(r.page(view, size, cursor, filters)).result()
+            yield from (make_row(view, row) for row in page.rows)
+            if left is not None:
+                left -= len(page.rows)
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def publish(
+        self, data: object, options: PublishOptions, progress: Progress | None, request_id: bytes | None
+    ) -> Published:
+        """Publish; blocks. Small contents go inside the request, others as a stream."""
+        source = Source(data)
+        try:
+            if source.size is not None and source.size <= self.link.limits.inline:
+                small = self.publish_small(source, options, request_id).result()
+                if progress is not None:
+                    progress(source.size, source.size)
+                return small
+            return self._publish_stream(source, options, progress, request_id or new_id())
+        finally:
+            source.close()
+
+    def publish_small(self, source: Source, options: PublishOptions, request_id: bytes | None) -> Reply[Published]:
+        """Send a content inside its request."""
+        pieces = []
+        while len(piece := source.read()):
+            pieces.append(bytes(piece))
+        data = b"".join(pieces)
+        call = c.PublishCall(options=options, inline=True, size=len(data))
+        exchange = CallExchange(self.link, call, request_id or new_id(), self.timeout, data)
+        self.link.begin(exchange)
+        return Reply(exchange.future, _PUBLISHED)
+
+    def _publish_stream(
+        self, source: Source, options: PublishOptions, progress: Progress | None, request_id: bytes
+    ) -> Published:
+        call = c.PublishCall(options=options, inline=False, size=source.size)
+        upload = UploadExchange(self.link, call, request_id, self.timeout)
+        upload.start()
+        try:
+            while True:
+                try:
+                    done = 0
+                    while len(piece := source.read()):
+                        upload.write(piece)
+                        done += len(piece)
+                        if progress is not None:
+                            progress(done, source.size)
+                    return Reply(_done(upload.finish()), _PUBLISHED).result()
+                except RestartError:
+                    source.rewind()
+                    upload.restart()
+        except BaseException:
+            upload.cancel()
+            raise
+
+    def request(
+        self, content_id: str, to: object | None, timeout: float | None, progress: Progress | None
+    ) -> bytes | None:
+        """Download; blocks."""
+        wait = self.timeout if timeout is None else r.check_timeout(timeout)
+        download = DownloadExchange(self.link, r.content_id(content_id), wait)
+        target = None if to is None else Target(to)
+        pieces: list[memoryview] = []
+        try:
+            download.start()
+            done = 0
+            while (piece := download.next()) is not None:
+                if target is None:
+                    pieces.append(piece)
+                else:
+                    target.write(piece)
+                done += len(piece)
+                download.consumed(len(piece))
+                if progress is not None:
+                    progress(done, download.length)
+            if target is None:
+                return b"".join(pieces)
+            target.finish()
+            return None
+        except MemoryError as e:
+            raise MisuseError("the content does not fit into memory: request it with `to=` a file") from e
+        finally:
+            download.cancel()
+            if target is not None:
+                target.discard()
+
+
+def _done(body: bytes) -> Future[bytes]:
+    future: Future[bytes] = Future()
+    future.set_result(body)
+    return future
+
+
+__all__ = ["Progress", "Reply", "Session", "default_home"]

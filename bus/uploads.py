@@ -1,0 +1,278 @@
+"""Uploads: contents on their way from clients, granted byte credit as fast as they are written.
+
+A client may send only what it was granted; more ends its upload. An upload that is not ended in order leaves
+nothing behind: its session is aborted. State is touched by the door's thread only, the session by one worker
+at a time. Spec: docs/bus-protocol.md, "Uploads".
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from walytis_vault.bus.budget import Budget
+from walytis_vault.bus.calls import PublishCall
+from walytis_vault.bus.door import Door, Peer
+from walytis_vault.bus.errors import shield
+from walytis_vault.bus.messages import Published, RequestKey
+from walytis_vault.bus.pool import FairPool
+from walytis_vault.bus.protocol import LENGTH, PLACE, Credit, Header, Kind, Opened, Pong, decode
+from walytis_vault.bus.service import PublishSession, VaultService
+from walytis_vault.domain.errors import BusyError, ConflictError, MisuseError, TransportError, VaultError
+
+_JOIN = 32 << 10
+"""Data smaller than this is copied behind the piece before it, so that tiny parts cannot pile up."""
+
+
+class Upload:
+    """One content being received."""
+
+    def __init__(self, peer: Peer, call: PublishCall, key: RequestKey) -> None:
+        self.peer = peer
+        self.id = key.request_id
+        self.call = call
+        self.key = key
+        self.session: PublishSession | None = None
+        self.state: Literal["opening", "open", "ending", "committing", "dead"] = "opening"
+        self.pieces: list[bytes | bytearray | memoryview] = []
+        self.received = 0
+        self.written = 0
+        self.limit = 0
+        self.busy = True
+        self.touched = time.monotonic()
+
+
+class Uploads:
+    """All uploads of a node."""
+
+    def __init__(self, door: Door, service: VaultService, effects: FairPool, streams: FairPool, budget: Budget) -> None:
+        self._door = door
+        self._service = service
+        self._effects = effects
+        self._pool = streams
+        self._budget = budget
+        self._uploads: dict[tuple[str, bytes], Upload] = {}
+        self._starved: dict[tuple[str, bytes], Upload] = {}
+        self._dying: set[Upload] = set()
+
+    def count(self, name: str) -> int:
+        """Uploads that a client key has open."""
+        return sum(1 for owner, _ in self._uploads if owner == name)
+
+    def open(self, peer: Peer, call: PublishCall, key: RequestKey) -> None:
+        """Begin an upload. The same request over a new connection takes the place of the old one."""
+        name = (key.client, key.request_id)
+        old = self._uploads.get(name)
+        if old is not None:
+            if old.key.digest != key.digest:
+                raise ConflictError("this request id is in use for another request: make a new one")
+            if old.state in ("committing", "opening"):
+                old.peer = peer  # the reply goes to where it was asked for last
+                return
+            if old.peer is peer and old.received == 0:
+                self._announce(old)
+                return
+            self._kill(old)
+        upload = self._uploads[name] = Upload(peer, call, key)
+        self._effects.submit(peer.rid, lambda: self._begin(upload))
+
+    def _begin(self, upload: Upload) -> None:
+        with shield(lambda e: self._door.post(lambda: self._failed(upload, e))):
+            begun = self._service.begin_publish(upload.call.options, upload.key)
+            self._door.post(lambda: self._begun(upload, begun))
+
+    def _begun(self, upload: Upload, begun: PublishSession | Published) -> None:
+        upload.busy = False
+        if isinstance(begun, Published):
+            self._reply(upload, begun)
+            return
+        upload.session = begun
+        if upload.state == "dead":
+            self._abort(upload)
+            return
+        upload.state = "open"
+        self._grant(upload)
+        self._announce(upload)
+
+    def _announce(self, upload: Upload) -> None:
+        assert upload.session is not None
+        body = Opened(content_id=upload.session.content_id, limit=upload.limit)
+        self._door.send(upload.peer, Kind.OPENED, upload.id, body)
+
+    def _grant(self, upload: Upload) -> bool:
+        """Take room for more bytes; True if the limit grew."""
+        want = upload.written + self._door.limits.upload_window - upload.limit
+        got = self._budget.take(upload.peer, want)
+        upload.limit += got
+        if got < want:
+            self._starved[upload.key.client, upload.id] = upload
+        return got > 0
+
+    def on_message(self, peer: Peer, message: Header) -> bool:
+        """Handle a message if it belongs to an upload; False if there is none of that id."""
+        upload = self._uploads.get((peer.entry.name, message.id))
+        if upload is None or upload.peer is not peer:
+            return False
+        upload.touched = time.monotonic()
+        try:
+            self._handle(upload, message)
+        except VaultError as e:
+            self._fail(upload, e)
+        return True
+
+    def _handle(self, upload: Upload, message: Header) -> None:
+        kind = message.kind
+        if kind is Kind.DATA:
+            self._data(upload, decode(PLACE, message.body).offset, message.data)
+        elif kind is Kind.END:
+            length = decode(LENGTH, message.body).length
+            if upload.state != "open" or length != upload.received:
+                raise TransportError(f"the upload ends at {length} and {upload.received} bytes came: publish again")
+            if upload.call.size is not None and upload.call.size != length:
+                raise MisuseError(f"{length} bytes came and {upload.call.size} were announced: nothing was published")
+            upload.state = "ending"
+            self._pump(upload)
+        elif kind is Kind.PING:
+            self._door.send(upload.peer, Kind.PONG, upload.id, Pong(sent=upload.received, limit=upload.limit))
+        elif kind is Kind.CANCEL:
+            if upload.state != "committing":
+                self._kill(upload)
+        else:
+            raise MisuseError(f"an upload takes no {kind.name}")
+
+    def _data(self, upload: Upload, offset: int, data: bytes | memoryview) -> None:
+        size = len(data)
+        if upload.state != "open" or offset != upload.received:
+            raise TransportError(f"data at {offset} where {upload.received} comes next: publish again")
+        if not size or offset + size > upload.limit:
+            raise BusyError(f"data beyond the granted {upload.limit} bytes: nothing was published")
+        upload.received += size
+        last = upload.pieces[-1] if upload.pieces else None
+        if size < _JOIN and isinstance(last, bytearray) and len(last) < self._door.limits.chunk:
+            last += data
+        else:
+            upload.pieces.append(bytearray(data) if size < _JOIN else data)
+        self._pump(upload)
+
+    def _pump(self, upload: Upload) -> None:
+        if upload.busy or upload.state == "dead":
+            return
+        if upload.pieces:
+            upload.busy = True
+            pieces, upload.pieces = upload.pieces, []
+            self._pool.submit(upload.peer.rid, lambda: self._write(upload, pieces))
+        elif upload.state == "ending":
+            upload.busy = True
+            upload.state = "committing"
+            self._effects.submit(upload.peer.rid, lambda: self._commit(upload))
+
+    def _write(self, upload: Upload, pieces: list[bytes | bytearray | memoryview]) -> None:
+        session = upload.session
+        assert session is not None
+        with shield(lambda e: self._door.post(lambda: self._failed(upload, e))):
+            size = 0
+            for piece in pieces:
+                session.write(memoryview(piece))
+                size += len(piece)
+            self._door.post(lambda: self._wrote(upload, size))
+
+    def _wrote(self, upload: Upload, size: int) -> None:
+        upload.busy = False
+        upload.written += size
+        if upload.state == "dead":
+            self._abort(upload)
+            return
+        self._budget.give(upload.peer, size)
+        if upload.state == "open":
+            self._offer(upload)
+        self._pump(upload)
+        self._feed_starved()
+
+    def _offer(self, upload: Upload) -> None:
+        if self._grant(upload):
+            body = Credit(received=upload.written, limit=upload.limit)
+            self._door.send(upload.peer, Kind.GRANT, upload.id, body)
+
+    def _feed_starved(self) -> None:
+        for name, upload in list(self._starved.items()):
+            if self._budget.room(upload.peer) > 0:
+                self._starved.pop(name, None)
+                if upload.state == "open":
+                    self._offer(upload)
+
+    def _commit(self, upload: Upload) -> None:
+        session = upload.session
+        assert session is not None
+        with shield(lambda e: self._door.post(lambda: self._failed(upload, e))):
+            published = session.commit()
+            upload.session = None
+            self._door.post(lambda: self._reply(upload, published))
+
+    def _reply(self, upload: Upload, published: Published) -> None:
+        upload.busy = False
+        self._door.send(upload.peer, Kind.REPLY, upload.id, published)
+        self._forget(upload)
+
+    def _failed(self, upload: Upload, error: VaultError) -> None:
+        """The worker met an error, and has let go of the session."""
+        upload.busy = False
+        if upload.state == "dead":
+            self._abort(upload)
+        self._fail(upload, error)
+
+    def _fail(self, upload: Upload, error: VaultError) -> None:
+        if upload.state != "dead":
+            self._door.send_error(upload.peer, upload.id, error)
+            self._kill(upload)
+
+    def _kill(self, upload: Upload) -> None:
+        """End it without a result."""
+        self._forget(upload)
+        if not upload.busy:
+            self._abort(upload)
+
+    def _forget(self, upload: Upload) -> None:
+        name = (upload.key.client, upload.id)
+        if self._uploads.get(name) is upload:
+            del self._uploads[name]
+        self._starved.pop(name, None)
+        if upload.state != "dead":
+            upload.state = "dead"
+            self._budget.give(upload.peer, upload.limit - upload.written)
+            upload.pieces.clear()
+            if upload.session is not None:
+                self._dying.add(upload)
+        self._feed_starved()
+
+    def _abort(self, upload: Upload) -> None:
+        session, upload.session = upload.session, None
+        if session is None:
+            return
+        self._dying.add(upload)
+
+        def abort() -> None:
+            with shield(lambda _: None):
+                session.abort()
+            self._door.post(lambda: self._dying.discard(upload))
+
+        self._pool.submit(upload.peer.rid, abort)
+
+    def on_gone(self, peer: Peer) -> None:
+        """Abort the uploads of a connection; one that is being committed goes on."""
+        for upload in [u for u in self._uploads.values() if u.peer is peer and u.state != "committing"]:
+            self._kill(upload)
+
+    def on_tick(self, now: float) -> None:
+        """Cut what is silent."""
+        for upload in list(self._uploads.values()):
+            if upload.state == "open" and not upload.busy and now - upload.touched > self._door.limits.idle:
+                self._fail(upload, TransportError("the upload was silent for too long: nothing was published"))
+
+    def close(self) -> None:
+        """Abort all sessions; the pools have ended."""
+        for upload in [*self._uploads.values(), *self._dying]:
+            session, upload.session = upload.session, None
+            if session is not None:
+                with shield(lambda _: None):
+                    session.abort()
+        self._uploads.clear()

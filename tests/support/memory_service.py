@@ -1,0 +1,426 @@
+"""A complete `VaultService` in memory: what the bus's contract tests run on.
+
+One member, so that a ballot carries at once unless `electorate` names more. Effects are remembered by
+`RequestKey` together with their reply, as the port asks. Nothing is stored on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from walytis_vault.bus.messages import (
+    BallotInfo,
+    Change,
+    Published,
+    PublishOptions,
+    QueryPage,
+    RequestKey,
+    Status,
+    ViewStatus,
+)
+from walytis_vault.domain.errors import (
+    ConflictError,
+    ForgottenError,
+    MisuseError,
+    RetractedError,
+    TimedOutError,
+    UnknownIdError,
+)
+
+T = TypeVar("T")
+VIEWS = ("catalogue", "ballots", "members", "timeline", "audit")
+_PIECE = 1 << 20
+
+
+class MemorySession:
+    """A publish into memory."""
+
+    def __init__(self, service: MemoryService, options: PublishOptions, key: RequestKey | None) -> None:
+        self._service = service
+        self._options = options
+        self._key = key
+        self._data = bytearray()
+        self._size = 0
+        self._hash = hashlib.sha256()
+        self._id = secrets.token_hex(16)
+        self.state = "open"
+
+    @property
+    def content_id(self) -> str:
+        return self._id
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert self.state == "open"
+        self._hash.update(data)
+        self._size += len(data)
+        if self._service.keep_bytes:
+            self._data += data
+
+    def commit(self) -> Published:
+        assert self.state == "open"
+        self.state = "committed"
+        self._service.sessions.discard(self)
+        return self._service.commit_publish(self, self._options, self._key, bytes(self._data))
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def abort(self) -> None:
+        if self.state == "open":
+            self.state = "aborted"
+            self._data.clear()
+            self._service.sessions.discard(self)
+            self._service.aborted += 1
+
+
+class MemoryReader:
+    """A content being read out of memory, or made on the spot when it is a large pretended one."""
+
+    def __init__(self, service: MemoryService, content_id: str) -> None:
+        self._service = service
+        self._id = content_id
+        self._at = 0
+        self.closed = False
+        row = service.contents[content_id]
+        self._length = int(row["size"])
+        service.readers.add(self)
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def read(self) -> bytes:
+        assert not self.closed
+        data = self._service.blobs.get(self._id)
+        if data is None:
+            if self._id not in self._service.pretended:
+                raise ForgottenError("the content was forgotten meanwhile")
+            size = min(_PIECE, self._length - self._at)
+            piece = self._service.filler[:size]
+        else:
+            piece = data[self._at : self._at + _PIECE]
+        self._at += len(piece)
+        self._service.bytes_read += len(piece)
+        return piece
+
+    def close(self) -> None:
+        self.closed = True
+        self._service.readers.discard(self)
+
+
+class MemoryService:
+    """See the module. `latency` (seconds) is added to each commit."""
+
+    def __init__(self, *, electorate: tuple[str, ...] = ("did:me",), latency: float = 0.0) -> None:
+        self.electorate = electorate
+        self.latency = latency
+        self.keep_bytes = True
+        self.contents: dict[str, dict[str, Any]] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.pretended: set[str] = set()
+        self.filler = bytes(range(256)) * (_PIECE // 256)
+        self.ballots: dict[str, BallotInfo] = {}
+        self.events: list[Change] = []
+        self.members = {did: {"did": did, "state": "member"} for did in electorate}
+        self.replies: dict[tuple[str, bytes], tuple[bytes, Any]] = {}
+        self.sessions: set[MemorySession] = set()
+        self.readers: set[MemoryReader] = set()
+        self.aborted = 0
+        self.effects = 0
+        self.change_reads = 0
+        self.bytes_read = 0
+        self._listeners: list[Callable[[int], None]] = []
+        self._condition = threading.Condition(threading.RLock())
+
+    @property
+    def position(self) -> int:
+        return len(self.events)
+
+    def pretend(self, size: int) -> str:
+        """A content of `size` bytes that takes no memory: the filler, over and over."""
+        session = MemorySession(self, PublishOptions(name="pretended"), None)
+        with self._condition:
+            self.pretended.add(session.content_id)
+            self.commit_publish(session, PublishOptions(name="pretended"), None, None)
+            self.contents[session.content_id]["size"] = size
+        return session.content_id
+
+    def begin_publish(self, options: PublishOptions, key: RequestKey | None = None) -> MemorySession | Published:
+        with self._condition:
+            if key is not None and (found := self._known(key)) is not None:
+                return cast(Published, found)
+            if options.revises is not None:
+                self._content(options.revises)
+            session = MemorySession(self, options, key)
+            self.sessions.add(session)
+            return session
+
+    def commit_publish(
+        self, session: MemorySession, options: PublishOptions, key: RequestKey | None, data: bytes | None
+    ) -> Published:
+        if self.latency:
+            threading.Event().wait(self.latency)
+
+        def effect() -> Published:
+            content_id = session.content_id
+            if data is not None and self.keep_bytes:
+                self.blobs[content_id] = data
+            else:
+                self.pretended.add(content_id)
+            row = {
+                "content_id": content_id,
+                "state": "available",
+                "author": "did:me",
+                "time": "2026-01-01T00:00:00Z",
+                "size": session.size,
+                "name": options.name,
+                "media_type": options.media_type,
+                "labels": list(options.labels),
+                "revises": options.revises,
+                "expires_ms": options.expires_ms,
+                "digest": session.digest,
+            }
+            self.contents[content_id] = row
+            return Published(content_id=content_id, position=self._event("content-published/1", content_id))
+
+        return self._once(key, effect)
+
+    def open_content(self, content_id: str, *, timeout: float) -> MemoryReader:
+        with self._condition:
+            row = self._content(content_id)
+            if row["state"] == "forgotten":
+                raise ForgottenError("the content was forgotten")
+            if row["state"] == "retracted":
+                raise RetractedError("the author retracted the content")
+            return MemoryReader(self, content_id)
+
+    def forget(self, contents: tuple[str, ...], reason: str, key: RequestKey | None = None) -> BallotInfo:
+        def effect() -> BallotInfo:
+            for content_id in contents:
+                self._content(content_id)
+            ballot_id = secrets.token_hex(16)
+            for content_id in contents:
+                self.contents[content_id]["state"] = "forgetting"
+            position = self._event("forgetting-proposed/1", *contents, ballot_id)
+            ballot = BallotInfo(
+                ballot_id=ballot_id,
+                state="open",
+                contents=contents,
+                electorate=self.electorate,
+                consents=("did:me",),
+                position=position,
+            )
+            return self._settle(ballot)
+
+        return self._once(key, effect)
+
+    def consent(self, ballot_id: str, key: RequestKey | None = None) -> BallotInfo:
+        def effect() -> BallotInfo:
+            ballot = self._open_ballot(ballot_id)
+            # This node has one member: whoever consents through it is the next who has not.
+            next_one = next(d for d in ballot.electorate if d not in ballot.consents)
+            position = self._event("forgetting-consented/1", ballot_id)
+            consents = (*ballot.consents, next_one)
+            return self._settle(msgspec.structs.replace(ballot, consents=consents, position=position))
+
+        return self._once(key, effect)
+
+    def refuse(self, ballot_id: str, reason: str, key: RequestKey | None = None) -> BallotInfo:
+        return self._once(key, lambda: self._end_ballot(ballot_id, "refused", "forgetting-refused/1"))
+
+    def withdraw(self, ballot_id: str, key: RequestKey | None = None) -> BallotInfo:
+        return self._once(key, lambda: self._end_ballot(ballot_id, "withdrawn", "forgetting-withdrawn/1"))
+
+    def retract(self, content_id: str, key: RequestKey | None = None) -> int:
+        return self._once(key, lambda: self._set_state(content_id, "retracted", "content-retracted/1"))
+
+    def restore(self, content_id: str, key: RequestKey | None = None) -> int:
+        return self._once(key, lambda: self._set_state(content_id, "available", "content-restored/1"))
+
+    def query(self, view: str, *, limit: int | None, cursor: str | None, filters: dict[str, Any]) -> QueryPage:
+        with self._condition:
+            rows = [row for row in self._rows(view) if _matches(row, filters)]
+            start = int(cursor or 0)
+            end = len(rows) if limit is None else start + limit
+            more = str(end) if end < len(rows) else None
+            return QueryPage(rows=tuple(dict(r) for r in rows[start:end]), cursor=more, position=self.position)
+
+    def changes(self, view: str, *, after: int, limit: int, filters: dict[str, Any]) -> tuple[list[Change], int]:
+        with self._condition:
+            self.change_reads += 1
+            if view != "events" and view not in VIEWS:
+                raise UnknownIdError(f"there is no view {view!r}")
+            found: list[Change] = []
+            position = after
+            for event in self.events[after:]:
+                if len(found) == limit:
+                    break
+                position = event.position
+                change = event if view == "events" else self._with_row(view, event)
+                if change is not None and _matches(msgspec.to_builtins(change) | (change.row or {}), filters):
+                    found.append(change)
+            return found, max(position, min(after, self.position))
+
+    def on_advance(self, callback: Callable[[int], None]) -> Callable[[], None]:
+        with self._condition:
+            self._listeners.append(callback)
+
+        def stop() -> None:
+            with self._condition, contextlib.suppress(ValueError):
+                self._listeners.remove(callback)
+
+        return stop
+
+    def wait_for(self, position: int, *, timeout: float) -> int:
+        with self._condition:
+            if not self._condition.wait_for(lambda: self.position >= position, timeout):
+                raise TimedOutError(f"position {position} was not reached")
+            return self.position
+
+    def status(self) -> Status:
+        with self._condition:
+            text = hashlib.sha256(msgspec.json.encode(self.events)).hexdigest()
+            return Status(
+                vault_id="vault-in-memory",
+                did="did:me",
+                name="memory",
+                position=self.position,
+                peers=(),
+                views={view: ViewStatus(position=self.position, hash=text) for view in VIEWS},
+                version="0",
+                network="loopback",
+            )
+
+    def audit(self, *, read_data: bool) -> dict[str, Any]:
+        return {"ok": True, "events": self.position, "read_data": read_data}
+
+    def replay(self, view: str | None) -> dict[str, Any]:
+        return {"views": [view] if view else list(VIEWS), "position": self.position}
+
+    def invite(self, *, expires_s: float) -> str:
+        return f"invitation-{secrets.token_hex(8)}-{int(expires_s)}"
+
+    def remove(self, did: str, key: RequestKey | None = None) -> int:
+        def effect() -> int:
+            if did not in self.members:
+                raise UnknownIdError(f"there is no member {did}")
+            self.members[did]["state"] = "removed"
+            return self._event("member-removed/1", did)
+
+        return self._once(key, effect)
+
+    def advance(self, count: int = 1, *, label: str = "tick") -> int:
+        """Append events that concern nothing, for tests of subscriptions."""
+        with self._condition:
+            for _ in range(count):
+                self._event(f"{label}/1")
+            return self.position
+
+    def _once(self, key: RequestKey | None, effect: Callable[[], T]) -> T:
+        with self._condition:
+            if key is not None and (found := self._known(key)) is not None:
+                return cast(T, found)
+            result = effect()
+            self.effects += 1
+            if key is not None:
+                self.replies[key.client, key.request_id] = (key.digest, result)
+        return result
+
+    def _known(self, key: RequestKey) -> object | None:
+        found = self.replies.get((key.client, key.request_id))
+        if found is None:
+            return None
+        if found[0] != key.digest:
+            raise ConflictError("this request id was used for another request")
+        return cast(object, found[1])
+
+    def _event(self, topic: str, *ids: str) -> int:
+        position = len(self.events) + 1
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(0))
+        self.events.append(Change(position=position, type=topic, author="did:me", time=moment, ids=ids))
+        self._condition.notify_all()
+        for listener in list(self._listeners):
+            listener(position)
+        return position
+
+    def _content(self, content_id: str) -> dict[str, Any]:
+        row = self.contents.get(content_id)
+        if row is None:
+            raise UnknownIdError(f"there is no content {content_id}")
+        return row
+
+    def _open_ballot(self, ballot_id: str) -> BallotInfo:
+        ballot = self.ballots.get(ballot_id)
+        if ballot is None:
+            raise UnknownIdError(f"there is no ballot {ballot_id}")
+        if ballot.state != "open":
+            raise MisuseError(f"the ballot is {ballot.state}")
+        return ballot
+
+    def _settle(self, ballot: BallotInfo) -> BallotInfo:
+        if set(ballot.consents) >= set(ballot.electorate):
+            for content_id in ballot.contents:
+                self.contents[content_id]["state"] = "forgotten"
+                self.contents[content_id]["name"] = None
+                self.blobs.pop(content_id, None)
+            ballot = msgspec.structs.replace(ballot, state="carried", receipts=("did:me",))
+        self.ballots[ballot.ballot_id] = ballot
+        return ballot
+
+    def _end_ballot(self, ballot_id: str, state: Any, topic: str) -> BallotInfo:
+        ballot = self._open_ballot(ballot_id)
+        position = self._event(topic, ballot_id)
+        for content_id in ballot.contents:
+            self.contents[content_id]["state"] = "available"
+        ended = self.ballots[ballot_id] = msgspec.structs.replace(ballot, state=state, position=position)
+        return ended
+
+    def _set_state(self, content_id: str, state: str, topic: str) -> int:
+        self._content(content_id)["state"] = state
+        return self._event(topic, content_id)
+
+    def _rows(self, view: str) -> Iterator[dict[str, Any]]:
+        if view in ("catalogue", "timeline"):
+            yield from self.contents.values()
+        elif view == "ballots":
+            yield from (msgspec.to_builtins(b) for b in self.ballots.values())
+        elif view == "members":
+            yield from self.members.values()
+        elif view == "audit":
+            yield from (msgspec.to_builtins(e) for e in self.events)
+        else:
+            raise UnknownIdError(f"there is no view {view!r}")
+
+    def _with_row(self, view: str, event: Change) -> Change | None:
+        if view == "catalogue":
+            row = next((self.contents[i] for i in event.ids if i in self.contents), None)
+            return None if row is None else msgspec.structs.replace(event, row=dict(row))
+        if view == "ballots":
+            ballot = next((self.ballots[i] for i in event.ids if i in self.ballots), None)
+            return None if ballot is None else msgspec.structs.replace(event, row=msgspec.to_builtins(ballot))
+        return event
+
+
+def _matches(row: dict[str, Any], filters: dict[str, Any]) -> bool:
+    for name, wanted in filters.items():
+        field = "labels" if name == "label" else name
+        value = row.get(field)
+        if isinstance(value, list):
+            if wanted not in value:
+                return False
+        elif value != wanted:
+            return False
+    return True
