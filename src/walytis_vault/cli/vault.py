@@ -67,7 +67,7 @@ def init(session: Session, name: str, passphrase_file: Path | None, network: str
     passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
     from walytis_vault.node import create_vault
 
-    home = session.home
+    home = session.home.absolute()
     made = create_vault(home, name=name, passphrase=passphrase, network=network)
     if session.json:
         emit({"vault_id": made.vault_id, "did": made.did, "home": str(home)})
@@ -197,9 +197,9 @@ def replay(session: Session, view: str | None, timeout: float) -> None:
     if session.json:
         emit(report)
         return
-    for name, view in report.items():
-        verdict = "as before" if view["equal"] else f"DIFFERENT from before ({view['hash_before'][:16]})"
-        click.echo(f"{printable(name)}: built again up to {view['position']}, hash {view['hash'][:16]}, {verdict}")
+    for name, built in report.items():
+        verdict = "as before" if built["equal"] else f"DIFFERENT from before ({built['hash_before'][:16]})"
+        click.echo(f"{printable(name)}: built again up to {built['position']}, hash {built['hash'][:16]}, {verdict}")
 
 
 @command("demo")
