@@ -123,11 +123,14 @@ class DiskContentStore(SealedTexts):
             raise
 
     def writer(self, content_id: ContentId, *, author: str) -> DiskContentWriter:
-        """Begin a content with a fresh random key. Raises ForgottenError, ConflictError, LockedError, StorageError."""
+        """Begin a content with a fresh random key.
+
+        Raises:
+            LockedError, StorageError. That the id is taken or forgotten may show only when writing or finishing
+            (ConflictError, ForgottenError): fresh random ids need no look-up.
+        """
         check_content_id(content_id)
         self._state.keys.check_unlocked()
-        if self._row_with_bytes(content_id) is not None:
-            raise ConflictError(f"content {content_id.hex()} is stored already")
         return DiskContentWriter(self._state, self._committer, content_id, author)
 
     def reader(
@@ -149,8 +152,8 @@ class DiskContentStore(SealedTexts):
     def content_key(self, content_id: ContentId) -> ContentKey | None:
         """The content's key, or None when it is not here. Raises LockedError, StorageError."""
         self._state.keys.check_unlocked()
-        row = self._state.index.get(content_id)
-        if row is None or row.slot is None or self._state.index.is_gone(content_id):
+        ((row, gone),) = self._state.index.look_up([content_id])
+        if row is None or row.slot is None or gone:
             return None
         found = self._state.slots.read(row.slot)
         # A slot that holds another content's key was forgotten and taken again between the two look-ups.

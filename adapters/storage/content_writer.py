@@ -18,9 +18,10 @@ from walytis_vault.adapters.crypto.content_cipher import (
 )
 from walytis_vault.adapters.storage.blob_sink import BlobSink
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
+from walytis_vault.adapters.storage.index import NOWHERE
 from walytis_vault.adapters.storage.replica import forgotten
 from walytis_vault.adapters.storage.state import StoreState
-from walytis_vault.domain.errors import MisuseError, VaultError
+from walytis_vault.domain.errors import ConflictError, MisuseError, VaultError
 from walytis_vault.domain.ids import ContentId, ContentKey, Root
 from walytis_vault.domain.limits import LIMITS
 from walytis_vault.domain.ports import StoredContent
@@ -36,9 +37,8 @@ class DiskContentWriter:
     """See `domain.ports.ContentWriter`."""
 
     def __init__(self, state: StoreState, committer: GroupCommitter, content_id: ContentId, author: str) -> None:
-        """Begin with a fresh key. Raises ForgottenError, StorageError."""
+        """Begin with a fresh key. Raises StorageError."""
         state.check_writable()
-        state.check_not_gone(content_id)
         self._state = state
         self._committer = committer
         self._content_id = content_id
@@ -111,7 +111,7 @@ class DiskContentWriter:
             if len(self._buffer) + len(view) <= SMALL_BYTES:
                 self._buffer += view
                 return
-            self._sink = BlobSink(self._state, self._content_id)
+            self._sink = self._new_sink()
         while len(view):
             if not self._buffer and len(view) >= PIECE_BYTES:
                 self._sink.put(self._cipher.update(view[:PIECE_BYTES]))
@@ -122,6 +122,15 @@ class DiskContentWriter:
             view = view[room:]
             if len(self._buffer) == PIECE_BYTES:
                 self._flush()
+
+    def _new_sink(self) -> BlobSink:
+        # Small contents are looked up by the group commit, many at once; a file must not meet one that exists.
+        ((row, gone),) = self._state.index.look_up([self._content_id])
+        if gone:
+            raise forgotten(self._content_id)
+        if row is not None and row.place != NOWHERE:
+            raise ConflictError(f"content {self._content_id.hex()} is stored already")
+        return BlobSink(self._state, self._content_id)
 
     def _flush(self) -> None:
         if self._sink is not None and self._buffer:
@@ -134,7 +143,7 @@ class DiskContentWriter:
         if self._sink is None and padded <= SMALL_BYTES:
             return self._finish_small(padded, missing)
         if self._sink is None:
-            self._sink = BlobSink(self._state, self._content_id)
+            self._sink = self._new_sink()
         self._flush()
         for start in range(0, missing, PIECE_BYTES):
             self._sink.put(self._cipher.update(memoryview(_ZEROS)[: min(PIECE_BYTES, missing - start)]))

@@ -7,7 +7,7 @@ of adapters/storage/forgetting.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,18 +75,23 @@ class StoreIndex:
 
     def get(self, content_id: ContentId) -> Row | None:
         """The row of one content."""
+        return self.look_up([content_id])[0][0]
+
+    def look_up(self, content_ids: Sequence[ContentId]) -> list[tuple[Row | None, bool]]:
+        """For each content (at most 512) its row, and whether forgetting it has begun or is done."""
+        marks = ",".join("?" * len(content_ids))
+        rows_sql = f"SELECT {_COLUMNS} FROM contents WHERE content_id IN ({marks})"
+        gone_sql = " UNION ALL ".join(
+            f"SELECT content_id FROM {table} WHERE content_id IN ({marks})" for table in ("forgetting", "forgotten")
+        )
         with self.database.read() as connection:
-            return self.get_in(connection, content_id)
+            rows = {row.content_id: row for row in map(_row, connection.execute(rows_sql, content_ids))}
+            gone = {i for (i,) in connection.execute(gone_sql, (*content_ids, *content_ids))}
+        return [(rows.get(i), i in gone) for i in content_ids]
 
-    def get_in(self, connection: apsw.Connection, content_id: ContentId) -> Row | None:
-        """The row of one content, inside a transaction of the caller."""
-        sql = f"SELECT {_COLUMNS} FROM contents WHERE content_id = ?"
-        found = connection.execute(sql, (content_id,)).fetchone()
-        return None if found is None else _row(found)
-
-    def get_many(self, content_ids: Iterable[ContentId]) -> list[Row]:
+    def get_many(self, content_ids: Sequence[ContentId]) -> list[Row]:
         """The rows of those that have one."""
-        return [row for row in map(self.get, content_ids) if row is not None]
+        return [row for row, _ in self.look_up(content_ids) if row is not None]
 
     def put_in(self, connection: apsw.Connection, rows: Sequence[Row]) -> None:
         """Insert or replace rows, inside a transaction of the caller."""
@@ -168,17 +173,13 @@ class StoreIndex:
 
     def is_forgotten(self, content_id: ContentId) -> bool:
         """Whether the tombstone stands."""
+        sql = "SELECT 1 FROM forgotten WHERE content_id = ?"
         with self.database.read() as connection:
-            return _has(connection, "forgotten", content_id)
+            return connection.execute(sql, (content_id,)).fetchone() is not None
 
     def is_gone(self, content_id: ContentId) -> bool:
         """Whether forgetting has begun or is done."""
-        with self.database.read() as connection:
-            return self.is_gone_in(connection, content_id)
-
-    def is_gone_in(self, connection: apsw.Connection, content_id: ContentId) -> bool:
-        """`is_gone`, inside a transaction of the caller."""
-        return _has(connection, "forgetting", content_id) or _has(connection, "forgotten", content_id)
+        return self.look_up([content_id])[0][1]
 
     def mark_forgetting(self, content_ids: Iterable[ContentId]) -> None:
         """Step 1 of forgetting: from this commit on the contents are gone for readers."""
@@ -217,14 +218,8 @@ class StoreIndex:
 
 
 def _one(connection: apsw.Connection, sql: str) -> Sequence[Any]:
-    found: Iterator[Any] = iter(connection.execute(sql))
-    row: Sequence[Any] = next(found)
-    return row
-
-
-def _has(connection: apsw.Connection, table: str, content_id: bytes) -> bool:
-    sql = f"SELECT 1 FROM {table} WHERE content_id = ?"
-    return connection.execute(sql, (content_id,)).fetchone() is not None
+    row: Any = connection.execute(sql).fetchone()
+    return tuple(row)
 
 
 def _row(found: Sequence[Any]) -> Row:
