@@ -1,0 +1,125 @@
+"""Logs to test with: devices with real keys, vaults founded on any chain, and hand-made batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from eventsourcing.dcb.api import DCBEvent
+
+from walytis_vault.adapters.crypto.signing import HybridSigner, HybridVerifier
+from walytis_vault.adapters.storage.database import Database
+from walytis_vault.adapters.system import SystemClock
+from walytis_vault.adapters.walytis.vault_log import VaultLog, found_vault
+from walytis_vault.domain.batch import BATCH_VERSION, BatchBody, EventRecord, SignedBatch, seal_batch
+from walytis_vault.domain.errors import UntrustedInputError
+from walytis_vault.domain.events import (
+    PRODUCT_EVENTS,
+    ContentRetracted,
+    DeviceKeys,
+    Event,
+    EventTable,
+    KeyAnnounced,
+    VaultFounded,
+    to_dcb,
+)
+from walytis_vault.domain.ids import BatchId
+from walytis_vault.domain.ports import Chain
+
+GROUP = "did:test:group"
+
+
+class Device:
+    """A device of a member, with its signing keys."""
+
+    def __init__(self, name: str, member: str | None = None) -> None:
+        self.signer = HybridSigner.generate()
+        self.device = f"did:test:{name}"
+        self.member = f"did:test:{member or name}"
+
+    def keys(self) -> DeviceKeys:
+        """What it announces."""
+        return DeviceKeys(
+            member=self.member,
+            device=self.device,
+            ed25519=self.signer.ed25519_public,
+            ml_dsa_65=self.signer.ml_dsa_65_public,
+            bus=b"b" * 32,
+            peer_id="peer",
+        )
+
+    def batch(
+        self,
+        vault_id: str,
+        events: Sequence[Event],
+        *,
+        number: int,
+        previous: bytes = b"",
+        heads: Sequence[bytes] = (),
+        signer: HybridSigner | None = None,
+        time_ms: int = 0,
+    ) -> SignedBatch:
+        """A batch made by hand, with whatever the test wants to be wrong."""
+        body = BatchBody(
+            version=BATCH_VERSION,
+            vault_id=vault_id,
+            author=self.device,
+            key_id=self.signer.key_id,
+            number=number,
+            previous=previous,
+            heads=tuple(sorted(heads)),
+            time_ms=time_ms,
+            events=tuple(EventRecord(e.TOPIC, to_dcb(e).data) for e in events),
+        )
+        return seal_batch(body, signer or self.signer)
+
+
+class OpenEventTable:
+    """Any event type, tags carried in the payload: what the library's conformance suite needs."""
+
+    def pack(self, event: DCBEvent) -> tuple[str, bytes]:
+        """See `EventTable.pack`."""
+        return event.type, msgspec.msgpack.encode((event.data, event.tags))
+
+    def unpack(self, topic: str, payload: bytes) -> tuple[bytes, list[str]]:
+        """See `EventTable.unpack`."""
+        if topic in PRODUCT_EVENTS.topics:
+            return PRODUCT_EVENTS.unpack(topic, payload)
+        try:
+            return msgspec.msgpack.decode(payload, type=tuple[bytes, list[str]])
+        except msgspec.MsgspecError as e:
+            raise UntrustedInputError(str(e)) from e
+
+
+def founded(chain: Chain, device: Device) -> BatchId:
+    """Found a vault of one member on a chain; return the root."""
+    return found_vault(
+        chain,
+        device.signer,
+        VaultFounded(founder=device.member, group=GROUP),
+        KeyAnnounced(keys=device.keys()),
+        SystemClock(),
+    )
+
+
+def open_log(
+    folder: Path, chain: Chain, device: Device, root: BatchId, *, table: EventTable = PRODUCT_EVENTS
+) -> VaultLog:
+    """Open the log of a device in a folder; not started."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return VaultLog(
+        Database(folder / "log.sqlite"),
+        chain,
+        device.signer,
+        HybridVerifier(),
+        device=device.device,
+        root=root,
+        clock=SystemClock(),
+        table=table,
+    )
+
+
+def note(number: int) -> ContentRetracted:
+    """A small valid event that differs by its number."""
+    return ContentRetracted(content_id=number.to_bytes(16, "big"))

@@ -1,0 +1,298 @@
+"""Every class of forgery is refused with its reason, and honest events are not disturbed (security.md 1-2)."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from support.log_world import Device, founded, note, open_log
+from walytis_vault.adapters.crypto.signing import HybridSigner
+from walytis_vault.adapters.walytis.memory_chain import MemoryChain, MemoryNetwork
+from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.domain.batch import ENVELOPE_BYTES, SignedBatch
+from walytis_vault.domain.events import (
+    ContentRetracted,
+    KeyAnnounced,
+    LastBatch,
+    MemberAdmitted,
+    MemberRemoved,
+    VaultFounded,
+)
+from walytis_vault.domain.ids import BatchId
+from walytis_vault.domain.limits import LIMITS
+from walytis_vault.domain.ports import BlockRef
+
+
+class World:
+    """A vault of one on a chain in memory, a second member, and a stranger who can append blocks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.network = MemoryNetwork(1, manual=True)
+        self.chain: MemoryChain = self.network.replica("a")
+        self.founder = Device("founder")
+        self.root = founded(self.chain, self.founder)
+        self.log: VaultLog = open_log(folder, self.chain, self.founder, self.root)
+        self.log.reconciler.catch_up()
+        self.second = Device("second")
+        self.tip = self.accept(
+            self.founder.batch(
+                self.vault,
+                [MemberAdmitted(member=self.second.member, keys=self.second.keys(), invitation=b"i" * 32)],
+                number=2,
+                previous=self.root,
+            )
+        )
+
+    @property
+    def vault(self) -> str:
+        """The vault's id."""
+        return self.chain.chain_id
+
+    def give(self, content: bytes, parents: Sequence[BlockRef] = ()) -> tuple[str | None, str | None]:
+        """A stranger appends a block; returns the verdict on it and the reason."""
+        ref = self.network.inject(content, parents=parents)
+        self.log.reconciler.catch_up()
+        with self.log.index.database.read() as connection:
+            row = connection.execute("SELECT verdict, reason FROM blocks WHERE key = ?", (ref.key,)).fetchone()
+        return (str(row[0]), None if row[1] is None else str(row[1])) if row else (None, None)
+
+    def accept(self, batch: SignedBatch) -> BatchId:
+        """Give a batch that must be accepted; returns its id."""
+        assert self.give(batch.envelope()) == ("accepted", None)
+        return batch.batch_id
+
+    def next(self, *, number: int = 1, previous: bytes = b"", heads: tuple[bytes, ...] | None = None) -> SignedBatch:
+        """An honest batch of the second member."""
+        chosen = (self.tip,) if heads is None else heads
+        return self.second.batch(self.vault, [note(number)], number=number, previous=previous, heads=chosen)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A fresh vault."""
+    return World(tmp_path)
+
+
+def _reencode(batch: SignedBatch, signer: HybridSigner, **changes: object) -> bytes:
+    from walytis_vault.domain.batch import seal_batch
+
+    return seal_batch(msgspec.structs.replace(batch.body, **changes), signer).envelope()
+
+
+def _flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+FORGERIES: dict[str, tuple[Callable[[World], bytes], str]] = {
+    "foreign key": (
+        lambda w: Device("mallory").batch(w.vault, [note(1)], number=1, heads=[w.tip]).envelope(),
+        "not announced in the batch's causal past",
+    ),
+    "key not announced in the causal past": (
+        lambda w: w.second.batch(w.vault, [note(1)], number=1, heads=[w.root]).envelope(),
+        "not announced in the batch's causal past",
+    ),
+    "key of another device": (
+        lambda w: _reencode(w.next(), w.second.signer, author="did:test:founder"),
+        "belongs to another device",
+    ),
+    "signed by another than it says": (
+        lambda w: w.second.batch(w.vault, [note(1)], number=1, heads=[w.tip], signer=w.founder.signer).envelope(),
+        "signature does not verify",
+    ),
+    "bad Ed25519 signature": (lambda w: _flip(w.next().envelope(), 1), "signature does not verify"),
+    "bad ML-DSA-65 signature": (lambda w: _flip(w.next().envelope(), 65), "signature does not verify"),
+    "changed body": (lambda w: _flip(w.next().envelope(), len(w.next().envelope()) - 1), "signature does not verify"),
+    "another vault": (
+        lambda w: w.second.batch("QmOther", [note(1)], number=1, heads=[w.tip]).envelope(),
+        "another vault",
+    ),
+    "truncated": (lambda w: w.next().envelope()[:-1], "malformed batch"),
+    "only a signature": (lambda w: w.next().envelope()[:ENVELOPE_BYTES], "truncated"),
+    "oversized": (lambda w: w.next().envelope() + b"\0" * LIMITS.batch_body, "exceeds"),
+    "trailing bytes": (lambda w: w.next().envelope() + b"\0", "malformed batch"),
+    "unknown version byte": (lambda w: b"\2" + w.next().envelope()[1:], "unknown batch version 2"),
+    "unknown version inside": (lambda w: _reencode(w.next(), w.second.signer, version=2), "unknown batch version 2"),
+    "number gap": (
+        lambda w: w.second.batch(w.vault, [note(3)], number=3, previous=w.accept(w.next()), heads=[w.tip]).envelope(),
+        "does not follow",
+    ),
+    "previous batch of another device": (
+        lambda w: w.second.batch(w.vault, [note(2)], number=2, previous=w.tip).envelope(),
+        "does not follow",
+    ),
+    "first batch with a previous one": (
+        lambda w: w.second.batch(w.vault, [note(1)], number=1, previous=w.tip).envelope(),
+        "first batch",
+    ),
+    "no cause": (lambda w: w.second.batch(w.vault, [note(1)], number=1).envelope(), "without a cause"),
+    "a second founding": (
+        lambda w: w.second.batch(
+            w.vault, [VaultFounded(founder=w.second.member, group="g")], number=1, heads=[w.tip]
+        ).envelope(),
+        "founded once",
+    ),
+    "a key for somebody else": (
+        lambda w: w.second.batch(
+            w.vault, [KeyAnnounced(keys=Device("x", "founder").keys())], number=1, heads=[w.tip]
+        ).envelope(),
+        "another member",
+    ),
+    "removal that cuts deeper than its author saw": (
+        lambda w: w.second.batch(
+            w.vault,
+            [
+                MemberRemoved(
+                    member=w.founder.member,
+                    accepted=(LastBatch(device=w.founder.device, number=1, batch_id=w.root),),
+                )
+            ],
+            number=1,
+            heads=[w.tip],
+        ).envelope(),
+        "last batches",
+    ),
+    "removal of a stranger": (
+        lambda w: w.second.batch(
+            w.vault, [MemberRemoved(member="did:test:nobody", accepted=())], number=1, heads=[w.tip]
+        ).envelope(),
+        "not a member",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forgery_is_refused_with_its_reason(world: World, name: str) -> None:
+    """The block gets the verdict `refused` and a reason, and no event of it enters the log."""
+    forge, reason = FORGERIES[name]
+    content = forge(world)
+    before = world.log.index.horizon
+    verdict, why = world.give(content)
+    assert verdict == "refused"
+    assert reason in (why or "")
+    assert world.log.index.horizon == before
+
+
+def test_an_honest_batch_is_accepted_after_every_forgery(world: World) -> None:
+    """Refusals leave no trace that disturbs what honest members write afterwards."""
+    for name, (forge, _) in FORGERIES.items():
+        if name != "number gap":
+            world.give(forge(world))
+    world.accept(world.next())
+
+
+def test_a_batch_replayed_in_a_new_block_counts_once(world: World) -> None:
+    """The same batch in a second block is a duplicate."""
+    batch = world.next()
+    world.accept(batch)
+    before = world.log.index.horizon
+    assert world.give(batch.envelope())[0] == "duplicate"
+    assert world.log.index.horizon == before
+
+
+def test_a_superseded_key_signs_no_more(world: World) -> None:
+    """A batch that knows of the new key may not use the old one; one that does not know of it may."""
+    renewed = Device("second")
+    announced = world.second.batch(
+        world.vault,
+        [KeyAnnounced(keys=renewed.keys(), supersedes=world.second.signer.key_id)],
+        number=1,
+        heads=[world.tip],
+    )
+    first = world.accept(announced)
+    verdict, why = world.give(
+        world.second.batch(world.vault, [note(1)], number=2, previous=first, heads=[world.tip]).envelope()
+    )
+    assert (verdict, "superseded" in (why or "")) == ("refused", True)
+    world.accept(renewed.batch(world.vault, [note(1)], number=2, previous=first, heads=[world.tip]))
+
+
+def test_a_fork_is_kept_on_both_sides_and_reported(world: World) -> None:
+    """Two different batches with one number are both recorded, and the device is named."""
+    world.accept(world.next())
+    world.accept(world.second.batch(world.vault, [note(99)], number=1, heads=[world.tip]))
+    assert world.log.index.forks() == [(world.second.device, 1)]
+
+
+def test_a_batch_waits_for_its_cause_and_then_enters(world: World) -> None:
+    """A batch that names an unknown predecessor is parked, and accepted when the predecessor arrives."""
+    first = world.next()
+    second = world.second.batch(world.vault, [note(2)], number=2, previous=first.batch_id, heads=[world.tip])
+    assert world.give(second.envelope())[0] == "waiting"
+    before = world.log.index.horizon
+    world.accept(first)
+    assert world.log.index.horizon == before + 2
+
+
+def test_a_removed_member_writes_nothing_new(world: World) -> None:
+    """Batches that know of the removal are refused; backdated ones that it does not name are void."""
+    accepted = world.accept(world.next())
+    cut = LastBatch(device=world.second.device, number=1, batch_id=accepted)
+    removal = world.founder.batch(
+        world.vault,
+        [MemberRemoved(member=world.second.member, accepted=(cut,))],
+        number=3,
+        previous=world.tip,
+        heads=[accepted],
+    )
+    removed = world.accept(removal)
+    late = world.second.batch(world.vault, [note(2)], number=2, previous=accepted, heads=[removed])
+    assert "removed" in (world.give(late.envelope())[1] or "")
+    backdated = world.second.batch(world.vault, [note(3)], number=2, previous=accepted, heads=[world.tip])
+    world.accept(backdated)
+    wanted = {note(1).content_id, note(3).content_id}
+    found = {e.event.data for e in world.log.recorder.read()}
+    visible = {c for c in wanted if msgspec.msgpack.encode(ContentRetracted(content_id=c)) in found}
+    assert visible == {note(1).content_id}
+
+
+def test_a_removal_voids_what_was_accepted_before_it_arrived(world: World) -> None:
+    """A batch beyond the cut becomes void when the concurrent removal is known, and views are told."""
+    told: list[bool] = []
+    world.log.ledger.on_voided(lambda: told.append(True))
+    first = world.accept(world.next())
+    world.accept(world.second.batch(world.vault, [note(2)], number=2, previous=first, heads=[world.tip]))
+    before = len(list(world.log.recorder.read()))
+    cut = LastBatch(device=world.second.device, number=1, batch_id=first)
+    world.accept(
+        world.founder.batch(
+            world.vault,
+            [MemberRemoved(member=world.second.member, accepted=(cut,))],
+            number=3,
+            previous=world.tip,
+            heads=[first],
+        )
+    )
+    assert told
+    assert len(list(world.log.recorder.read())) == before + 1 - 1
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.long)])
+def test_junk_blocks_cost_little_and_hide_nothing(world: World, count: int) -> None:
+    """A flood of junk, some of it well-formed, enters nothing, is counted, and takes no memory to speak of."""
+    honest = world.next()
+    parent = world.chain.leaves()[:1]
+    mallory = Device("mallory")
+    template = mallory.batch(world.vault, [note(0)], number=1, heads=[world.tip])
+    orphan = mallory.batch(world.vault, [note(0)], number=2, previous=b"?" * 32, heads=[world.tip])
+    for number in range(count):
+        junk = (
+            b"\1" + number.to_bytes(4, "big"),
+            _flip(template.envelope(), 70 + number % 3000),
+            _reencode(orphan, mallory.signer, previous=number.to_bytes(32, "big")),
+        )[number % 3]
+        world.network.inject(junk, parents=parent)
+    before, refused_before = world.log.index.horizon, world.log.index.verdict_counts().get("refused", 0)
+    tracemalloc.start()
+    world.log.reconciler.catch_up()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 << 20
+    assert world.log.index.horizon == before
+    counts = world.log.index.verdict_counts()
+    assert counts["refused"] + counts["waiting"] - refused_before == count
+    assert world.give(honest.envelope(), parent) == ("accepted", None)
