@@ -6,7 +6,7 @@ events comes to the same state. It refuses to look at clocks. Rules: design.md 4
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Set
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -123,43 +123,30 @@ class BallotFacts(msgspec.Struct, array_like=True):
         return True
 
 
-class Span(msgspec.Struct, array_like=True):
-    """When a member came and went, as causal depths."""
+class Members(msgspec.Struct):
+    """Who came and who went, as two grow-only sets: removal is for good (domain/membership.py)."""
 
-    removed: int = -1
-    """Depth of the deepest removal, -1 for none."""
-    admitted: list[int] = []
-    """Depths of all admissions, sorted."""
+    admitted: set[str] = msgspec.field(default_factory=set)
+    removed: set[str] = msgspec.field(default_factory=set)
 
-    def removed_since(self, depth: int) -> bool:
-        """Whether a ballot proposed at `depth` no longer waits for this member.
-
-        A removal counts unless the member was let in again between it and the proposal.
-        """
-        return self.removed >= 0 and not any(self.removed < a <= depth for a in self.admitted)
-
-    @property
-    def is_member(self) -> bool:
-        """Whether the member is in now: let in, and not removed at the same depth or deeper."""
-        return bool(self.admitted) and self.admitted[-1] > self.removed
-
-
-def add_membership(spans: dict[str, Span], event: ev.Event, origin: ev.Origin) -> str | None:
-    """Fold one membership event into `spans`; return the member whose span changed."""
-    if isinstance(event, ev.MemberRemoved):
-        span = spans.setdefault(event.member, Span())
-        if origin.depth <= span.removed:
+    def add(self, event: ev.Event) -> str | None:
+        """Fold one membership event; return the member that it changed something for."""
+        if isinstance(event, ev.MemberRemoved):
+            known, member = self.removed, event.member
+        elif isinstance(event, ev.VaultFounded):
+            known, member = self.admitted, event.founder
+        elif isinstance(event, ev.MemberAdmitted):
+            known, member = self.admitted, event.member
+        else:
             return None
-        span.removed = origin.depth
-        return event.member
-    if isinstance(event, ev.VaultFounded | ev.MemberAdmitted):
-        member = event.founder if isinstance(event, ev.VaultFounded) else event.member
-        span = spans.setdefault(member, Span())
-        if origin.depth in span.admitted:
+        if member in known:
             return None
-        span.admitted = sorted([*span.admitted, origin.depth])
+        known.add(member)
         return member
-    return None
+
+    def active(self) -> tuple[str, ...]:
+        """The members now, sorted."""
+        return tuple(sorted(self.admitted - self.removed))
 
 
 class Ballot(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,12 +168,13 @@ class Ballot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def settle(
-    ballot_id: bytes, facts: BallotFacts, spans: Mapping[str, Span], history: History = BY_DEPTH
+    ballot_id: bytes, facts: BallotFacts, removed: Set[str] = frozenset(), history: History = BY_DEPTH
 ) -> Ballot | None:
     """Decide a ballot from its facts.
 
-    Each proposal under the id is judged by the answers whose authors had seen it, so that nobody can slip another
-    list of contents under consents that were given already.
+    Carried when every member of the electorate, less those removed, has consented; the proposer consents by
+    proposing. Each proposal under the id is judged by the answers whose authors had seen it, so that nobody can
+    slip another list of contents under consents that were given already.
 
     Returns:
         None while no valid proposal is known.
@@ -194,7 +182,7 @@ def settle(
     best: Ballot | None = None
     carried: set[bytes] = set()
     for proposal in facts.proposals:
-        ballot = _settle_one(ballot_id, proposal, facts, spans, history)
+        ballot = _settle_one(ballot_id, proposal, facts, removed, history)
         if ballot is None:
             continue
         carried |= ballot.carried
@@ -206,12 +194,11 @@ def settle(
 
 
 def _settle_one(
-    ballot_id: bytes, proposal: Proposal, facts: BallotFacts, spans: Mapping[str, Span], history: History
+    ballot_id: bytes, proposal: Proposal, facts: BallotFacts, removed: Set[str], history: History
 ) -> Ballot | None:
     members = history.members_at(proposal.order)
     if members is not None and not members <= set(proposal.electorate):
         return None  # somebody whom the proposer knew was not asked
-    nobody = Span()
     consents, refusals, waiting = [proposal.proposer], list[str](), list[str]()
     for member in proposal.electorate:
         if member == proposal.proposer:
@@ -221,7 +208,7 @@ def _settle_one(
             (consents if answer.consents else refusals).append(member)
         else:
             waiting.append(member)
-    gone = {m for m in proposal.electorate if spans.get(m, nobody).removed_since(proposal.order[0])}
+    gone = removed & set(proposal.electorate)
     withdrawn = facts.withdrawals.get(proposal.proposer)
     state: BallotState = "open"
     if set(consents) | gone >= set(proposal.electorate):
@@ -263,12 +250,12 @@ class Ballots:
     def __init__(self, history: History = BY_DEPTH) -> None:
         self.history = history
         self.facts: dict[bytes, BallotFacts] = {}
-        self.spans: dict[str, Span] = {}
+        self.known = Members()
 
     def apply(self, recorded: ev.Recorded) -> None:
         """Add one event; those that do not matter here are ignored."""
         event, origin = recorded.event, recorded.origin
-        add_membership(self.spans, event, origin)
+        self.known.add(event)
         ballot_id = ballot_of(event)
         if ballot_id is not None:
             self.facts.setdefault(ballot_id, BallotFacts()).add(event, origin)
@@ -276,7 +263,7 @@ class Ballots:
     def ballot(self, ballot_id: bytes) -> Ballot | None:
         """The ballot as it stands, None when there is no valid proposal."""
         facts = self.facts.get(ballot_id)
-        return None if facts is None else settle(ballot_id, facts, self.spans, self.history)
+        return None if facts is None else settle(ballot_id, facts, self.known.removed, self.history)
 
     def all(self) -> list[Ballot]:
         """Every ballot, in the order of the proposals."""
@@ -285,7 +272,7 @@ class Ballots:
 
     def members(self) -> tuple[str, ...]:
         """The members now, sorted."""
-        return tuple(sorted(m for m, span in self.spans.items() if span.is_member))
+        return self.known.active()
 
 
 def decide_answer(ballots: Ballots, ballot_id: bytes, *, by: str, consents: bool) -> bool:

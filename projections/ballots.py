@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from walytis_vault.domain import events as ev
-from walytis_vault.domain.forgetting import Ballot, BallotState, ballot_of, settle
+from walytis_vault.domain.forgetting import Ballot, BallotState, ballot_of
 from walytis_vault.projections import book, paging
-from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
+from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder, bucket_bounds
 from walytis_vault.projections.store import Connection, Table, one
 from walytis_vault.projections.table_query import Condition, page_by_order
 
@@ -28,6 +28,7 @@ ROWS: Final = Table(
         "position": "integer",
         "state": "text",
         "proposer": "text",
+        "settled": "blob",
         "reason": "blob",
     },
     primary_key=("ballot_id",),
@@ -82,15 +83,12 @@ class BallotsView(View):
             ev.MemberAdmitted: self._membership,
             ev.MemberRemoved: self._membership,
         }
-        rows, facts = self.t("rows"), self.t("facts")
-        self._select = (
-            "SELECT r.ord, r.ballot_id, r.position, r.reason, f.facts"
-            f" FROM {rows} r JOIN {facts} f ON f.ballot_id = r.ballot_id"
-        )
+        rows = self.t("rows")
+        self._select = f"SELECT ord, settled, position, reason FROM {rows}"
         self._upsert = (
-            f"INSERT INTO {rows} (ballot_id, ord, position, state, proposer) VALUES (?, ?, ?, ?, ?)"
+            f"INSERT INTO {rows} (ballot_id, ord, position, state, proposer, settled) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (ballot_id) DO UPDATE SET ord = excluded.ord, state = excluded.state,"
-            " proposer = excluded.proposer"
+            " proposer = excluded.proposer, settled = excluded.settled"
         )
         self._set_reason = f"UPDATE {rows} SET reason = ? WHERE ballot_id = ?"
         self._drop_reason = f"UPDATE {rows} SET reason = NULL WHERE ballot_id = ?"
@@ -111,17 +109,15 @@ class BallotsView(View):
         if isinstance(event, ev.ForgettingProposed) and ballot.proposal.order == origin.order:
             connection.execute(self._set_reason, (None if ballot.state == "carried" else event.reason, ballot_id))
 
-    def _membership(self, connection: Connection, event: ev.Event, origin: ev.Origin, position: int) -> None:
-        for ballot_id in self.book.membership(connection, event, origin):
-            facts = self.book.facts(connection, ballot_id)
-            ballot = settle(ballot_id, facts, self.book.spans(connection), self.local.history)
+    def _membership(self, connection: Connection, event: ev.Event, _origin: ev.Origin, position: int) -> None:
+        for ballot, _ in self.book.membership(connection, event).values():
             if ballot is not None:
                 self._write(connection, ballot, position)
 
     def _write(self, connection: Connection, ballot: Ballot, position: int) -> None:
         order = paging.order_bytes(ballot.proposal.order)
-        row = (ballot.ballot_id, order, position, ballot.state, ballot.proposal.proposer)
-        connection.execute(self._upsert, row)
+        proposer, settled = ballot.proposal.proposer, book.encode_ballot(ballot)
+        connection.execute(self._upsert, (ballot.ballot_id, order, position, ballot.state, proposer, settled))
         if ballot.state == "carried":
             connection.execute(self._drop_reason, (ballot.ballot_id,))
         self.touch(ballot.ballot_id, position)
@@ -132,21 +128,21 @@ class BallotsView(View):
         given = {k: v for k, v in request.filters.items() if v is not None}
         condition = Condition()
         if "ballot_id" in given:
-            condition.add("r.ballot_id = ?", paging.hex_id("ballot_id", given["ballot_id"]))
+            condition.add("ballot_id = ?", paging.hex_id("ballot_id", given["ballot_id"]))
         state = paging.choice("state", given.get("state", "all"), STATES)
         if state != "all":
-            condition.add("r.state = ?", state)
+            condition.add("state = ?", state)
         if "proposer" in given:
-            condition.add("r.proposer = ?", paging.text("proposer", given["proposer"]))
+            condition.add("proposer = ?", paging.text("proposer", given["proposer"]))
         if "content_id" in given:
             asked = self.t("asked")
             condition.add(
-                f"r.ballot_id IN (SELECT ballot_id FROM {asked} WHERE content_id = ?)",
+                f"ballot_id IN (SELECT ballot_id FROM {asked} WHERE content_id = ?)",
                 paging.hex_id("content_id", given["content_id"]),
             )
         waiting = paging.text("waiting", given["waiting"]) if "waiting" in given else None
         if waiting is not None:
-            condition.add("r.state = 'open'")
+            condition.add("state = 'open'")
         return page_by_order(
             self,
             request,
@@ -157,15 +153,9 @@ class BallotsView(View):
             finish=lambda loaded: self._row(*loaded),
         )
 
-    def _load(self, connection: Connection, raw: Sequence[Any]) -> tuple[Ballot, int, bytes | None]:
-        _, ballot_id, position, reason, facts = raw
-        ballot = settle(bytes(ballot_id), book.decode_facts(facts), self._spans(connection), self.local.history)
-        if ballot is None:
-            raise AssertionError("a stored ballot has a proposal")
-        return ballot, int(position), reason
-
-    def _spans(self, connection: Connection) -> dict[str, Any]:
-        return book.read_spans(connection, self.t("spans"))
+    def _load(self, _connection: Connection, raw: Sequence[Any]) -> tuple[Ballot, int, bytes | None]:
+        _, settled, position, reason = raw
+        return book.decode_ballot(settled), int(position), reason
 
     def _row(self, ballot: Ballot, position: int, reason: bytes | None) -> BallotRow:
         proposal = ballot.proposal
@@ -195,21 +185,20 @@ class BallotsView(View):
         loaded = []
         with self._view.store.read() as connection:
             for key in dict.fromkeys(keys):
-                raw = one(connection.execute(self._select + " WHERE r.ballot_id = ?", (key,)))
+                raw = one(connection.execute(self._select + " WHERE ballot_id = ?", (key,)))
                 if raw is not None:
                     loaded.append(self._load(connection, raw))
         return {ballot.ballot_id: self._row(ballot, position, reason) for ballot, position, reason in loaded}
 
-    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[bytes]:
+    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
         """See `View.digests`: the settled ballot."""
-        sql, params = self._select + " WHERE r.ballot_id >= ?", [low]
+        low, high = bucket_bounds(bucket)
+        sql, params = f"SELECT settled FROM {self.t('rows')} WHERE ballot_id >= ?", [low]
         if high is not None:
-            sql += " AND r.ballot_id < ?"
+            sql += " AND ballot_id < ?"
             params.append(high)
-        for raw in connection.execute(sql + " ORDER BY r.ballot_id", params):
-            ballot = self._load(connection, raw)[0]
-            fields = [*msgspec.structs.astuple(ballot)[:-2], sorted(ballot.carried), ballot.contested]
-            yield hashlib.sha256(msgspec.msgpack.encode(fields)).digest()
+        for (settled,) in connection.execute(sql + " ORDER BY ballot_id", params):
+            yield hashlib.sha256(settled).digest()
 
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
         """See `View.forget`: reasons are sealed under the content's key."""

@@ -161,6 +161,8 @@ class View(Projection[ViewRecorder]):
         self.handlers: dict[type[Event], Handler] = {}
         """Event type -> what to do: (connection, event, origin, position)."""
         self._touched: list[tuple[int, bytes]] = []
+        self.touch_at: int | None = None
+        """Where changes are listed, when not at the event's own position (a late retry)."""
         self._changes = self.t("changes")
 
     def t(self, name: str) -> str:
@@ -211,7 +213,7 @@ class View(Projection[ViewRecorder]):
 
     def touch(self, key: bytes, position: int) -> None:
         """Say that the row with this key changed at this position. Subscribers and the hash depend on it."""
-        self._touched.append((position, key))
+        self._touched.append((position if self.touch_at is None else self.touch_at, key))
 
     def flush(self, connection: Connection) -> None:
         """Write what was collected while folding. Called before each commit."""
@@ -239,6 +241,10 @@ class View(Projection[ViewRecorder]):
             found += [(int(p), bytes(k)) for p, k in rest]
         return found
 
+    def key_text(self, key: bytes) -> str:
+        """A row's key as people write it."""
+        return key.hex()
+
     def check_filters(self, filters: dict[str, Any]) -> None:
         """Refuse filters that this view does not have. Raises MisuseError."""
         unknown = sorted(set(filters) - self.filters)
@@ -254,11 +260,15 @@ class View(Projection[ViewRecorder]):
     def rows_by_key(self, keys: Sequence[bytes]) -> dict[bytes, msgspec.Struct]:
         """The rows as they are now; keys without a row are left out."""
 
-    @abstractmethod
-    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[bytes]:
-        """The log-derived part of each row with low <= key < high, in the order of keys.
+    def bucket(self, key: bytes) -> int:
+        """Which of the `BUCKETS` parts of the hash a row belongs to. Equal on all nodes; spreads well."""
+        return bucket_of(key)
 
-        No positions and no local facts: equal on all nodes with equal logs.
+    @abstractmethod
+    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
+        """The log-derived part of each row of a bucket, in an order that is equal on all nodes.
+
+        No positions and no local facts. With the default `bucket`, `bucket_bounds` gives the range of keys.
         """
 
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
@@ -269,7 +279,7 @@ BUCKETS: Final = 4096
 
 
 def bucket_of(key: bytes) -> int:
-    """The bucket of the hash that a key falls into: its first 12 bits."""
+    """The bucket that a key falls into as a rule: its first 12 bits."""
     first = key[0] if key else 0
     second = key[1] if len(key) > 1 else 0
     return (first << 4) | (second >> 4)

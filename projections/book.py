@@ -12,7 +12,7 @@ import msgspec
 
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.contents import Forgetting
-from walytis_vault.domain.forgetting import Ballot, BallotFacts, History, Span, add_membership, settle
+from walytis_vault.domain.forgetting import Ballot, BallotFacts, History, Members, settle
 from walytis_vault.projections.base import View
 from walytis_vault.projections.store import Connection, Table, one
 
@@ -30,23 +30,23 @@ TABLES: Final = (
         indexes=(("ballot_id",),),
         clustered=True,
     ),
-    Table(name="spans", columns={"member": "text", "span": "blob"}, primary_key=("member",)),
+    Table(name="members", columns={"member": "text", "removed": "integer"}, primary_key=("member",)),
 )
 STANDING: Final[tuple[Forgetting, ...]] = ("none", "open", "carried")
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
 _facts = msgspec.msgpack.Decoder(BallotFacts)
-_span = msgspec.msgpack.Decoder(Span)
+_ballot = msgspec.msgpack.Decoder(Ballot)
 
 
-def decode_facts(raw: bytes) -> BallotFacts:
-    """Read a stored ballot."""
-    return _facts.decode(raw)
+def encode_ballot(ballot: Ballot) -> bytes:
+    """A settled ballot as it is stored; equal ballots give equal bytes."""
+    return _encode(ballot)
 
 
-def read_spans(connection: Connection, table: str) -> dict[str, Span]:
-    """Read the members' comings and goings."""
-    return {str(m): _span.decode(s) for m, s in connection.execute(f"SELECT member, span FROM {table}")}
+def decode_ballot(raw: bytes) -> Ballot:
+    """Back from `encode_ballot`."""
+    return _ballot.decode(raw)
 
 
 class Book:
@@ -54,14 +54,13 @@ class Book:
 
     def __init__(self, view: View, history: History) -> None:
         self._history = history
-        self._spans: dict[str, Span] | None = None
-        facts, asked, self._spans_table = view.t("facts"), view.t("asked"), view.t("spans")
+        self._members: Members | None = None
+        facts, asked, self._members_table = view.t("facts"), view.t("asked"), view.t("members")
         self._select = f"SELECT facts FROM {facts} WHERE ballot_id = ?"
         self._upsert = (
             f"INSERT INTO {facts} (ballot_id, state, facts) VALUES (?, ?, ?)"
             " ON CONFLICT (ballot_id) DO UPDATE SET state = excluded.state, facts = excluded.facts"
         )
-        self._settled = f"SELECT ballot_id FROM {facts} WHERE state = 'carried'"
         self._unsettled = f"SELECT ballot_id FROM {facts} WHERE state <> 'carried'"
         self._standing = f"SELECT max(standing) FROM {asked} WHERE content_id = ?"
         self._asked_by = f"SELECT content_id, standing FROM {asked} WHERE ballot_id = ?"
@@ -73,35 +72,40 @@ class Book:
 
     def roll_back(self) -> None:
         """Forget what may not have been committed."""
-        self._spans = None
+        self._members = None
 
-    def spans(self, connection: Connection) -> dict[str, Span]:
+    def members(self, connection: Connection) -> Members:
         """The members' comings and goings."""
-        if self._spans is None:
-            self._spans = read_spans(connection, self._spans_table)
-        return self._spans
+        if self._members is None:
+            self._members = Members()
+            for member, removed in connection.execute(f"SELECT member, removed FROM {self._members_table}"):
+                self._members.admitted.add(str(member))
+                if removed:
+                    self._members.removed.add(str(member))
+        return self._members
 
-    def membership(self, connection: Connection, event: ev.Event, origin: ev.Origin) -> dict[bytes, set[bytes]]:
-        """Fold a membership event. Returns the ballots that it settled or unsettled, with their changed contents."""
-        spans = self.spans(connection)
-        member = add_membership(spans, event, origin)
+    def membership(self, connection: Connection, event: ev.Event) -> dict[bytes, tuple[Ballot | None, set[bytes]]]:
+        """Fold a membership event.
+
+        Returns:
+            The ballots that no longer wait for somebody: each with the contents whose standing changed.
+        """
+        member = self.members(connection).add(event)
         if member is None:
             return {}
+        removed = isinstance(event, ev.MemberRemoved)
         connection.execute(
-            f"INSERT INTO {self._spans_table} (member, span) VALUES (?, ?)"
-            " ON CONFLICT (member) DO UPDATE SET span = excluded.span",
-            (member, _encode(spans[member])),
+            f"INSERT INTO {self._members_table} (member, removed) VALUES (?, ?)"
+            " ON CONFLICT (member) DO UPDATE SET removed = 1 WHERE excluded.removed = 1",
+            (member, int(removed)),
         )
-        if spans[member].removed < 0:
-            return {}  # a plain admission changes no ballot: its electorate is frozen
-        affected = [bytes(row[0]) for row in connection.execute(self._unsettled)]
-        if not isinstance(event, ev.MemberRemoved):
-            affected += [bytes(row[0]) for row in connection.execute(self._settled)]
-        changes: dict[bytes, set[bytes]] = {}
-        for ballot_id in affected:
+        if not removed:
+            return {}  # an admission changes no ballot: its electorate is frozen
+        changes: dict[bytes, tuple[Ballot | None, set[bytes]]] = {}
+        for ballot_id in [bytes(row[0]) for row in connection.execute(self._unsettled)]:
             facts = self.facts(connection, ballot_id)
             if any(member in p.electorate for p in facts.proposals):
-                changes[ballot_id] = self._store(connection, ballot_id, facts)[1]
+                changes[ballot_id] = self._store(connection, ballot_id, facts)
         return changes
 
     def add(
@@ -110,11 +114,11 @@ class Book:
         """Fold one event of a ballot. Returns the ballot and the contents whose standing in it changed."""
         facts = self.facts(connection, ballot_id)
         if not facts.add(event, origin):
-            return settle(ballot_id, facts, self.spans(connection), self._history), set()
+            return settle(ballot_id, facts, self.members(connection).removed, self._history), set()
         return self._store(connection, ballot_id, facts)
 
     def _store(self, connection: Connection, ballot_id: bytes, facts: BallotFacts) -> tuple[Ballot | None, set[bytes]]:
-        ballot = settle(ballot_id, facts, self.spans(connection), self._history)
+        ballot = settle(ballot_id, facts, self.members(connection).removed, self._history)
         connection.execute(self._upsert, (ballot_id, "none" if ballot is None else ballot.state, _encode(facts)))
         before = {bytes(c): int(s) for c, s in connection.execute(self._asked_by, (ballot_id,))}
         after: dict[bytes, int] = dict.fromkeys(before, 0)

@@ -188,8 +188,8 @@ class Catalogue(View):
             changed = self.book.add(connection, ballot_id, event, origin)[1]
             self._recompute(connection, sorted(changed), position)
 
-    def _membership(self, connection: Connection, event: ev.Event, origin: ev.Origin, position: int) -> None:
-        for changed in self.book.membership(connection, event, origin).values():
+    def _membership(self, connection: Connection, event: ev.Event, _origin: ev.Origin, position: int) -> None:
+        for _, changed in self.book.membership(connection, event).values():
             self._recompute(connection, sorted(changed), position)
 
     def _recompute(self, connection: Connection, seeds: Sequence[bytes], position: int) -> None:
@@ -294,9 +294,9 @@ class Catalogue(View):
         """See `View.rows_by_key`."""
         return self.query.rows_by_key(keys)
 
-    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[bytes]:
+    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
         """See `View.digests`."""
-        return self.query.digests(connection, low, high)
+        return self.query.digests(connection, bucket)
 
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
         """See `View.forget`."""

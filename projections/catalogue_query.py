@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from walytis_vault.projections import paging
-from walytis_vault.projections.base import Page, Request
+from walytis_vault.projections.base import Page, Request, bucket_bounds
 from walytis_vault.projections.catalogue_rows import COLUMNS, Stored, stored_row
 from walytis_vault.projections.search import Opened, Search, Wanted
 from walytis_vault.projections.store import Connection, Value, one
@@ -323,12 +323,13 @@ class CatalogueQuery:
             for stored, sealed, revisions in found
         }
 
-    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterator[bytes]:
+    def digests(self, connection: Connection, bucket: int) -> Iterator[bytes]:
         """See `View.digests`: everything stored except positions."""
-        sql = f"SELECT {COLUMNS} FROM {self._rows} WHERE content_id >= ?"
-        params: tuple[bytes, ...] = (low,)
+        low, high = bucket_bounds(bucket)
+        sql, params = f"SELECT {COLUMNS} FROM {self._rows} WHERE content_id >= ?", [low]
         if high is not None:
-            sql, params = sql + " AND content_id < ?", (low, high)
+            sql += " AND content_id < ?"
+            params.append(high)
         for raw in connection.execute(sql + " ORDER BY content_id", params):
             stored = stored_row(raw, self._view.dids, connection)
             fields = list(msgspec.structs.astuple(stored)[1:])

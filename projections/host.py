@@ -2,151 +2,112 @@
 
 Each view's rows and position are committed together, so that no event is folded twice or skipped. A view that
 fails at an event parks it and goes on (order-free views), or stops there (others); the rest is not held up.
-It refuses to poll. Spec: docs/adr/0005-projections.md.
+It never polls. Spec: docs/adr/0005-projections.md; questions are answered in asking.py.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final
 
-import msgspec
-from eventsourcing.dcb.api import DCBQuery, DCBReadResponse, DCBSequencedEvent
+from eventsourcing.dcb.api import DCBSequencedEvent
 
-from walytis_vault.domain.errors import MisuseError, StorageError, TimedOutError, UnknownIdError, VaultError
+from walytis_vault.domain.errors import MisuseError, StorageError, TimedOutError, VaultError
 from walytis_vault.domain.events import ClosedMapper, Recorded
 from walytis_vault.domain.faults import fault
-from walytis_vault.projections.base import Local, Page, Request, View
+from walytis_vault.projections.asking import Asking
+from walytis_vault.projections.base import Local, View
 from walytis_vault.projections.live import LiveView
+from walytis_vault.projections.log import EventLog, Horizon
+from walytis_vault.projections.runner import Decoded, Runner
+from walytis_vault.projections.source import Source
 from walytis_vault.projections.store import ViewStore
 
 BATCH: Final = 500
 """Events in one transaction (a count)."""
-CLOSE_SECONDS: Final = 5.0
+CLOSE_SECONDS: Final = 4.0
 
 
-class EventLog(Protocol):
-    """What the host needs of the log: eventsourcing's recorder, and a way to be woken."""
-
-    def read(
-        self, query: DCBQuery | None = None, *, after: int | None = None, limit: int | None = None
-    ) -> DCBReadResponse:
-        """Events after a position, oldest first."""
-        ...
-
-    def listen(self, event: threading.Event) -> None:
-        """Set `event` whenever something was added."""
-        ...
-
-    def unlisten(self, event: threading.Event) -> None:
-        """Stop that."""
-        ...
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened at a position. Ids are hex text, the time is ISO 8601 (UTC) by the author's clock."""
-
-    position: int
-    type: str
-    author: str
-    time: str
-    ids: tuple[str, ...] = ()
-    row: dict[str, Any] | None = None
-    """The view's row as it is now; None for subscriptions to "events", or when there is no row any more."""
-
-
-class ViewState(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a view is."""
-
-    position: int
-    hash: str
-    """Hex SHA-256, equal on all nodes with equal logs."""
-    parked: int = 0
-    """Events that failed and wait for `retry` (a count)."""
-    error: str | None = None
-    """Why the view stopped, or why its oldest parked event failed."""
-    rebuilding: float | None = None
-    """Progress of a rebuild from 0 to 1, None when there is none."""
-
-
-ViewFactory = Callable[..., View]
-
-
-class ProjectionHost:
+class ProjectionHost(Asking):
     """The views of one node. All methods may be called from any thread; only VaultError escapes."""
 
     def __init__(
         self,
         log: EventLog,
+        horizon: Horizon,
         store: ViewStore,
         views: Sequence[type[View]],
         *,
         local: Local | None = None,
+        sources: Sequence[Source] = (),
+        epoch: Callable[[], int] = lambda: 0,
+        temporary: Callable[[], ViewStore] | None = None,
         mapper: ClosedMapper | None = None,
         batch: int = BATCH,
     ) -> None:
         """Prepare the views; `start` lets them run.
 
         Args:
+            sources: views that somebody else keeps (the audit, for one).
+            epoch: a number that the log changes, durably, when events that it gave before became void; the
+                views are rebuilt at start when it is not the one that they were built with.
+            temporary: makes the store of a replay.
             batch: events in one transaction.
         Raises:
             MisuseError: two views have the same name.
             StorageError: the store cannot be used.
         """
-        self._log, self._store = log, store
+        names = [*(v.name for v in views), *(s.name for s in sources), "events"]
+        if len(set(names)) != len(names):
+            raise MisuseError(f"two views have the same name among {', '.join(sorted(names))}")
+        self._log, self._horizon, self._store = log, horizon, store
         self._mapper = mapper or ClosedMapper()
         self._local = local or Local()
         self._batch = batch
-        names = [v.name for v in views]
-        if len(set(names)) != len(names):
-            raise MisuseError(f"two views have the same name among {', '.join(sorted(names))}")
+        self._epoch, self._temporary = epoch, temporary
+        self._sources = {s.name: s for s in sources}
         self._views = {v.name: LiveView(v, store, self._local) for v in views}
-        self._wake = threading.Event()
         self._work = threading.RLock()
-        """Held while views are folded: one writer."""
+        """Held while events are folded: one writer."""
         self._moved = threading.Condition()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._poked = False
+        self._reset = False
         self._failure: VaultError | None = None
-        self._position = 0
         with self._work, store.transaction() as connection:
             for live in self._views.values():
-                live.open(connection)
+                self._reset |= live.open(connection, epoch()) and live.position > 0
+        front = max((v.position for v in self._views.values()), default=0)
+        for live in self._views.values():
+            live.behind = live.position < front
         self._position = self._lowest()
 
     # Running
 
     def start(self) -> None:
         """Follow the log in a thread of its own until `close`."""
-        if self._thread is not None:
-            raise MisuseError("the views run already")
-        self._log.listen(self._wake)
-        self._wake.set()
+        if self._thread is not None or self._closing:
+            raise MisuseError("the views run already, or were closed")
         self._thread = threading.Thread(target=self._run, name="projections", daemon=True)
         self._thread.start()
 
-    def notify(self) -> None:
-        """Say that the log may have grown. Cheap; call it from anywhere."""
-        self._wake.set()
-
     def close(self) -> None:
-        """Stop after the current batch. Takes at most a few seconds; idempotent."""
+        """Stop after the current batch. Takes at most a few seconds; idempotent. The store stays open."""
         self._closing = True
-        self._wake.set()
+        self._horizon.wake()
         thread, self._thread = self._thread, None
-        if thread is not None:
-            self._log.unlisten(self._wake)
+        if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_SECONDS)
         with self._moved:
             self._moved.notify_all()
 
     def _run(self) -> None:
         while not self._closing:
-            self._wake.wait()
-            self._wake.clear()
             try:
+                self._poked = False
                 self.catch_up()
             except VaultError as e:
                 self._fail(e)
@@ -154,6 +115,8 @@ class ProjectionHost:
             except Exception as e:  # a bug: nothing that follows could be trusted
                 self._fail(StorageError(f"the views stopped: {type(e).__name__}: {e}"))
                 return
+            seen = max((v.position for v in self._views.values() if not v.runner.stopped), default=0)
+            self._horizon.wait_beyond(seen, None, lambda: self._closing or self._poked)
 
     def _fail(self, error: VaultError) -> None:
         with self._moved:
@@ -162,53 +125,62 @@ class ProjectionHost:
 
     def catch_up(self) -> int:
         """Fold everything that the log has now, in the caller's thread. Returns the position of the views."""
+        if self._reset:
+            self._reset = False
+            self.rebuild()
         while not self._closing and self._advance():
             pass
         return self._position
 
     def _advance(self) -> bool:
-        """Fold one batch into every view that waits for it. False when there is nothing left to do."""
+        """Fold one batch: views in front first, then those behind. False when nothing is left to do."""
         with self._work:
-            running = [v for v in self._views.values() if not v.stopped]
-            if not running:
-                return False
-            start = min(v.position for v in running)
-            batch = list(self._log.read(after=start, limit=self._batch))
-            if not batch:
-                return False
-            events = [(e.position, self._decode(e)) for e in batch]
-            self._fold(running, events)
-            self._position = self._lowest()
-            position = self._position
-        with self._moved:
-            self._moved.notify_all()
-            callbacks = list(self._callbacks.values())
-        for callback in callbacks:
-            callback(position)
-        return True
+            running = [v for v in self._views.values() if not v.runner.stopped]
+            ahead: int | None = None
+            for start in sorted({v.position for v in running}, reverse=True):
+                group = [v for v in running if v.position == start]
+                events, looked = self._read(start, ahead)
+                if looked > start:
+                    self._fold([v.runner for v in group], events, looked)
+                    for live in group:
+                        live.behind = live.behind and ahead is not None and live.position < ahead
+                    self._announce()
+                    return True
+                ahead = start
+            return False
 
-    def _fold(self, running: Sequence[LiveView], events: Sequence[tuple[int, Recorded | VaultError]]) -> None:
+    def _read(self, after: int, upto: int | None = None) -> tuple[list[tuple[int, Decoded]], int]:
+        """The next events, decoded, and the position up to which the log was looked at."""
+        last = self._horizon.horizon if upto is None else upto
+        if last <= after:
+            return [], after
+        found = [e for e in self._log.read(after=after, limit=self._batch) if e.position <= last]
+        if len(found) == self._batch:
+            last = found[-1].position
+        return [(e.position, self._decode(e)) for e in found], last
+
+    def _fold(self, runners: Sequence[Runner], events: list[tuple[int, Decoded]], looked: int) -> None:
         try:
             with self._store.transaction() as connection:
-                for live in running:
-                    live.fold(connection, events)
+                for runner in runners:
+                    runner.fold(connection, events, looked)
                 fault("projections.before_commit")
         except StorageError:
-            for live in running:
-                live.roll_back()
+            for runner in runners:
+                runner.roll_back()
             raise
         except Exception:
             # Some handler failed: find out which, one view and one event at a time.
-            for live in running:
-                live.roll_back()
-            for live in running:
-                live.fold_slowly(events)
+            for runner in runners:
+                runner.roll_back()
+            for runner in runners:
+                runner.fold_slowly(events, looked)
         else:
-            for live in running:
-                live.committed()
+            for runner in runners:
+                runner.committed()
         fault("projections.after_commit")
 
-    def _decode(self, sequenced: DCBSequencedEvent) -> Recorded | VaultError:
+    def _decode(self, sequenced: DCBSequencedEvent) -> Decoded:
         try:
             recorded = self._mapper.to_domain_event(sequenced.event)
         except VaultError as e:
@@ -218,14 +190,22 @@ class ProjectionHost:
         return recorded
 
     def _lowest(self) -> int:
-        running = [v.position for v in self._views.values() if not v.stopped]
-        return min(running, default=0)
+        running = [v.position for v in self._views.values() if not v.runner.stopped and not v.behind]
+        return min(running, default=self._horizon.horizon if not self._views else 0)
+
+    def _announce(self) -> None:
+        with self._moved:
+            self._position = position = self._lowest()
+            self._moved.notify_all()
+            callbacks = list(self._callbacks.values())
+        for callback in callbacks:
+            callback(position)
 
     # Waiting
 
     @property
     def position(self) -> int:
-        """Every view that runs includes the log up to here."""
+        """Every view that runs and is not catching up includes the log up to here."""
         return self._position
 
     def wait(self, position: int, *, timeout: float) -> int:
@@ -246,7 +226,7 @@ class ProjectionHost:
         raise TimedOutError(f"the views are at {self._position} and did not reach {position} within {timeout:g} s")
 
     def on_advance(self, callback: Callable[[int], None]) -> Callable[[], None]:
-        """Call back with the position after each commit, from the projection thread: return quickly, never raise.
+        """Call back with the position after each commit, from the folding thread: return quickly, never raise.
 
         Returns:
             A function that stops the calls.
@@ -256,37 +236,89 @@ class ProjectionHost:
             self._callbacks[id(token)] = callback
 
         def stop() -> None:
+            nonlocal token
             with self._moved:
                 self._callbacks.pop(id(token), None)
 
         return stop
 
-    # Asking
+    # Repairing
 
-    def view(self, name: str) -> LiveView:
-        """A view by its name. Raises UnknownIdError."""
-        live = self._views.get(name)
-        if live is None:
-            raise UnknownIdError(f"no view {str(name)[:60]!r}: there are {', '.join(sorted(self._views))}")
-        return live
+    def reset_all(self) -> None:
+        """Events that were folded are void now: let the folding thread rebuild every view. Only sets a flag."""
+        self._reset = True
+        self._poked = True
+        self._horizon.wake()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The views, in the order they were given."""
-        return tuple(self._views)
+    def rebuild(self, *names: str) -> None:
+        """Build views anew from the log beside the live ones, then swap. Without names: all of them.
 
-    def query(
-        self, view: str, *, limit: int | None = 100, cursor: str | None = None, filters: dict[str, Any] | None = None
-    ) -> Page:
-        """Rows of a view, as its frozen structs.
-
-        Args:
-            limit: rows in this page, None for all.
-            cursor: from the page before.
-            filters: see docs/views.md; a value of None does not filter.
+        Runs in the caller's thread; queries and new events go on meanwhile.
         Raises:
             UnknownIdError: no such view.
-            MisuseError: no such filter, or a bad value.
-            StorageError: the store cannot be read.
+            StorageError: the store refused; the live views are as they were.
         """
-        return self.view(view).page(Request(limit=limit, cursor=cursor, filters=dict(filters or {})))
+        lives = [self.live(n) for n in names] if names else list(self._views.values())
+        if not lives:
+            return
+        with self._work:
+            if any(live.building for live in lives):
+                raise MisuseError("a rebuild of this view is already under way")
+            with self._store.transaction() as connection:
+                made = [live.begin_building(connection, self._epoch()) for live in lives]
+            for live, runner in zip(lives, made, strict=True):
+                live.building = runner
+        try:
+            while not self._closing and not self._rebuild_step(lives, made):
+                self._advance()
+        finally:
+            for live in lives:
+                live.building = None
+
+    def _rebuild_step(self, lives: Sequence[LiveView], made: Sequence[Runner]) -> bool:
+        """Fold one batch into the new generations; swap and return True when they have caught up."""
+        with self._work:
+            growing = [r for r in made if not r.stopped]
+            start = min((r.position for r in growing), default=0)
+            events, looked = self._read(start) if growing else ([], 0)
+            if looked > start:
+                self._fold(growing, events, looked)
+                fault("projections.rebuild")
+                return False
+            with self._store.transaction() as connection:
+                for live, runner in zip(lives, made, strict=True):
+                    live.swap(connection, runner)
+            for live, runner in zip(lives, made, strict=True):
+                live.adopt(runner)
+                live.behind = False
+            self._announce()
+            return True
+
+    def retry(self, name: str) -> int:
+        """Fold the parked events of a view again; returns how many are still parked.
+
+        Raises:
+            UnknownIdError: no such view. StorageError.
+        """
+        live = self.live(name)
+        with self._work:
+            runner = live.runner
+            for position, _ in runner.parked():
+                found = next(iter(self._log.read(after=position - 1, limit=1)), None)
+                if found is not None and found.position == position:
+                    runner.retry(position, self._decode(found))
+            live.reset_hash()
+            runner.stopped = None
+        self._poked = True
+        self._horizon.wake()
+        if self._thread is None:
+            self.catch_up()
+        return len(runner.parked())
+
+    def forget(self, contents: Sequence[bytes]) -> None:
+        """These contents were erased here: drop their sealed descriptors and everything opened. Raises StorageError."""
+        with self._work, self._store.transaction() as connection:
+            for live in self._views.values():
+                for runner in (live.runner, live.building):
+                    if runner is not None:
+                        runner.view.forget(connection, contents)

@@ -1,165 +1,141 @@
-"""One view as the host runs it: which generation is live, where it stands, what it has parked.
+"""One view as the host serves it: its live generation, its hash, its changes, and a generation being built.
 
-It keeps the bookkeeping of a view in the view's own store, in the same transactions as its rows.
+A rebuild fills the next generation beside the live one and swaps when it has caught up; what a crash left
+half built is dropped at the next start. It folds nothing itself (`runner.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
-from eventsourcing.persistence import Tracking
-
-from walytis_vault.domain.errors import StorageError, VaultError
-from walytis_vault.domain.events import Recorded
+from walytis_vault.domain.errors import StorageError
+from walytis_vault.domain.faults import fault
 from walytis_vault.projections.base import (
     BUCKETS,
-    LOG,
     TRACKING,
     Local,
     Page,
     Request,
     View,
     ViewRecorder,
-    bucket_bounds,
-    bucket_of,
 )
+from walytis_vault.projections.runner import PARKED, Runner
 from walytis_vault.projections.store import Connection, Table, ViewStore, one
 
 VIEWS: Final = Table(
     name="views",
-    columns={"name": "text", "version": "integer", "generation": "integer"},
+    columns={"name": "text", "version": "integer", "generation": "integer", "building": "integer", "epoch": "integer"},
     primary_key=("name",),
 )
-PARKED: Final = Table(
-    name="parked",
-    columns={"view": "text", "generation": "integer", "position": "integer", "error": "text"},
-    primary_key=("view", "generation", "position"),
-)
-MAX_ERROR: Final = 500
-"""Characters kept of an error."""
 MANY_CHANGES: Final = 10_000
-"""Changes (a count) from which on all buckets are read again."""
-Decoded = Recorded | VaultError
+"""Changes (a count) from which on the hash reads all buckets again."""
 
 
 class LiveView:
-    """A view and its bookkeeping. Folding is done by one thread at a time; queries by any."""
+    """A view and its generations. Threads may share it; the host swaps under its own lock."""
 
     def __init__(self, view_type: type[View], store: ViewStore, local: Local) -> None:
         self.type = view_type
         self.name = view_type.name
         self._store = store
         self._local = local
-        self.view: View = self._make(1)
-        self.position = 0
-        self.stopped: str | None = None
-        """Why this view folds nothing more."""
-        self._reached = 0
+        self.runner = self._make(1)
+        self.building: Runner | None = None
+        self._epoch = self._building_epoch = 0
+        self.behind = False
+        """It began behind the others and has not caught up yet."""
         self._hash_lock = threading.Lock()
         self._buckets: dict[int, bytes] = {}
-        self._hashed = -1
+        self._hashed: tuple[int, int] | None = None
         self._hash = ""
 
-    def _make(self, generation: int) -> View:
-        return self.type(ViewRecorder(self._store, self.name, generation), self._local)
+    def _make(self, generation: int) -> Runner:
+        return Runner(self.type(ViewRecorder(self._store, self.name, generation), self._local), self._store)
 
-    def open(self, connection: Connection) -> None:
-        """Find the live generation, or make the first; a changed version starts from nothing."""
+    def open(self, connection: Connection, epoch: int) -> bool:
+        """Find the live generation, or make the first; a changed version starts from nothing.
+
+        Returns:
+            True when the log's past has changed since the view was built: it is to be rebuilt.
+        """
         for table in (VIEWS, PARKED, TRACKING):
             self._store.create(connection, table)
-        row = one(connection.execute("SELECT version, generation FROM views WHERE name = ?", (self.name,)))
-        generation = 1 if row is None else int(row[1])
-        self.view = self._make(generation)
-        if row is not None and int(row[0]) != self.type.version:
-            self.view.drop(connection)
-            self.view = self._make(generation + 1)
-            row = None
-        if row is None:
-            self.adopt(connection, self.view)
-        self.view.create(connection)
-        self.position = self._reached = self.view.view.position_in(connection) or 0
+        row = one(
+            connection.execute("SELECT version, generation, building, epoch FROM views WHERE name = ?", (self.name,))
+        )
+        self._epoch = epoch
+        if row is not None:
+            version, generation, building, self._epoch = (int(v) for v in row)
+            self.runner = self._make(generation)
+            if building:
+                self._make(building).drop(connection)  # a crash left it half built
+            if version != self.type.version:
+                self.runner.drop(connection)
+                self.runner = self._make(max(generation, building) + 1)
+                self._epoch = epoch
+        self._record(connection, self.runner.generation, 0)
+        self.runner.open(connection)
+        return self._epoch != epoch
 
-    def adopt(self, connection: Connection, view: View) -> None:
-        """Make a generation the live one."""
+    def _record(self, connection: Connection, generation: int, building: int) -> None:
         connection.execute(
-            "INSERT INTO views (name, version, generation) VALUES (?, ?, ?)"
-            " ON CONFLICT (name) DO UPDATE SET version = excluded.version, generation = excluded.generation",
-            (self.name, self.type.version, view.view.generation),
+            "INSERT INTO views (name, version, generation, building, epoch) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name)"
+            " DO UPDATE SET version = excluded.version, generation = excluded.generation,"
+            " building = excluded.building, epoch = excluded.epoch",
+            (self.name, self.type.version, generation, building, self._epoch),
         )
 
-    # Folding
+    # Rebuilding
 
-    def fold(self, connection: Connection, events: Sequence[tuple[int, Decoded]]) -> None:
-        """Fold a batch inside the host's transaction. Raises whatever a handler raises."""
-        view, start = self.view, self._reached
-        with view.view.joined(connection):
-            last = start
-            for position, recorded in events:
-                if position <= start:
-                    continue
-                if isinstance(recorded, VaultError):
-                    self._park(connection, position, recorded)
-                else:
-                    view.fold(connection, recorded, position)
-                last = position
-            if last > start:
-                view.flush(connection)
-                view.view.insert_tracking(Tracking(LOG, last))
-            self._reached = last
+    def begin_building(self, connection: Connection, epoch: int) -> Runner:
+        """Make the next generation beside the live one."""
+        self._building_epoch = epoch
+        building = self._make(self.runner.generation + 1)
+        building.drop(connection)
+        self._record(connection, self.runner.generation, building.generation)
+        building.open(connection)
+        return building
 
-    def committed(self) -> None:
-        """The host's transaction is committed."""
-        self.position = self._reached
+    def swap(self, connection: Connection, building: Runner) -> None:
+        """Let `building` be the live generation when the transaction commits; drop the old one."""
+        self._epoch = self._building_epoch
+        self._record(connection, building.generation, 0)
+        fault("projections.swap")
+        self.runner.drop(connection)
 
-    def roll_back(self) -> None:
-        """The host's transaction was rolled back."""
-        self._reached = self.position
-        self.view.roll_back()
-
-    def fold_slowly(self, events: Sequence[tuple[int, Decoded]]) -> None:
-        """Fold a batch with one transaction for each event; park what fails, or stop there."""
-        for event in events:
-            if event[0] <= self.position or self.stopped:
-                continue
-            try:
-                with self._store.transaction() as connection:
-                    self.fold(connection, [event])
-            except StorageError:
-                self.roll_back()
-                raise
-            except Exception as e:
-                self.roll_back()
-                if not self.type.order_free:
-                    self.stopped = f"position {event[0]}: {_sentence(e)}"
-                    return
-                with self._store.transaction() as connection, self.view.view.joined(connection):
-                    self._park(connection, event[0], e)
-                    self.view.view.insert_tracking(Tracking(LOG, event[0]))
-                self._reached = event[0]
-            self.committed()
-
-    def _park(self, connection: Connection, position: int, error: Exception) -> None:
-        connection.execute(
-            "INSERT INTO parked (view, generation, position, error) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (self.name, self.view.view.generation, position, _sentence(error)),
-        )
-
-    def parked(self) -> list[tuple[int, str]]:
-        """(position, error) of the events that failed, oldest first."""
-        sql = "SELECT position, error FROM parked WHERE view = ? AND generation = ? ORDER BY position"
-        with self._store.read() as connection:
-            return [(int(p), str(e)) for p, e in connection.execute(sql, (self.name, self.view.view.generation))]
+    def adopt(self, building: Runner) -> None:
+        """The swap is committed."""
+        self.runner = building
+        self.building = None
+        self.reset_hash()
 
     # Asking
 
+    @property
+    def position(self) -> int:
+        """Committed position of the live generation."""
+        return self.runner.position
+
+    @property
+    def view(self) -> View:
+        """The live generation."""
+        return self.runner.view
+
     def page(self, request: Request) -> Page:
         """One page of rows. Raises MisuseError, StorageError."""
-        position = self.position
-        page = self.view.page(request)
-        return Page(rows=page.rows, cursor=page.cursor, position=position)
+        while True:
+            runner = self.runner
+            try:
+                position = runner.position
+                page = runner.view.page(request)
+            except StorageError:
+                if runner is self.runner:
+                    raise
+                continue  # a rebuild swapped the tables away meanwhile
+            return Page(rows=page.rows, cursor=page.cursor, position=position)
 
     def hash(self) -> str:
         """SHA-256 over the log-derived rows, in hex: equal on all nodes with equal logs.
@@ -169,33 +145,31 @@ class LiveView:
         with self._hash_lock:
             view = self.view
             with self._store.read() as connection:
-                position = view.view.position_in(connection) or 0
-                if position == self._hashed:
+                at = view.view.generation, view.view.position_in(connection) or 0
+                if at == self._hashed:
                     return self._hash
+                if self._hashed is None or self._hashed[0] != at[0]:
+                    self._buckets = {}
                 for bucket in self._dirty(connection, view):
                     digest = hashlib.sha256()
-                    for row in view.digests(connection, *bucket_bounds(bucket)):
+                    for row in view.digests(connection, bucket):
                         digest.update(row)
                     self._buckets[bucket] = digest.digest()
             whole = hashlib.sha256(f"{self.name}/{self.type.version}".encode())
             for bucket in range(BUCKETS):
                 whole.update(self._buckets[bucket])
-            self._hashed, self._hash = position, whole.hexdigest()
+            self._hashed, self._hash = at, whole.hexdigest()
             return self._hash
 
     def _dirty(self, connection: Connection, view: View) -> Iterable[int]:
-        if not self._buckets:
+        if not self._buckets or self._hashed is None:
             return range(BUCKETS)
-        changed = view.changed(connection, self._hashed, MANY_CHANGES)
+        changed = view.changed(connection, self._hashed[1], MANY_CHANGES)
         if len(changed) >= MANY_CHANGES:
             return range(BUCKETS)
-        return {bucket_of(key) for _, key in changed}
+        return {view.bucket(key) for _, key in changed}
 
     def reset_hash(self) -> None:
         """The rows changed in a way that the list of changes does not tell."""
         with self._hash_lock:
-            self._buckets, self._hashed = {}, -1
-
-
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_ERROR]
+            self._buckets, self._hashed = {}, None

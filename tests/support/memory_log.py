@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 
 from eventsourcing.dcb.api import (
     DCBAppendCondition,
@@ -21,7 +22,28 @@ from walytis_vault.domain.events import Event, LoggedEvent, Origin, Recorded, to
 
 
 class MemoryLog(InMemoryDCBRecorder):
-    """The recorder's three methods, `listen` and `unlisten`, in memory."""
+    """The recorder's three methods, and the horizon, in memory. Positions given to `void` are left out of reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.advanced = threading.Condition()
+        self.void: set[int] = set()
+
+    @property
+    def horizon(self) -> int:
+        """The last position."""
+        return len(self.events)
+
+    def wait_beyond(self, position: int, timeout: float | None, stopped: Callable[[], bool]) -> int:
+        """See `Horizon.wait_beyond`."""
+        with self.advanced:
+            self.advanced.wait_for(lambda: len(self.events) > position or stopped(), timeout)
+            return len(self.events)
+
+    def wake(self) -> None:
+        """See `Horizon.wake`."""
+        with self.advanced:
+            self.advanced.notify_all()
 
     def read(
         self, query: DCBQuery | None = None, *, after: int | None = None, limit: int | None = None
@@ -30,8 +52,12 @@ class MemoryLog(InMemoryDCBRecorder):
         if query is not None and query.items:
             return super().read(query, after=after, limit=limit)
         with self._database_lock:
-            start = after or 0
-            found = self.events[start : None if limit is None else start + limit]
+            found = (
+                self.events[after or 0 :]
+                if limit is None or self.void
+                else self.events[after or 0 : (after or 0) + limit]
+            )
+            found = [e for e in found if e.position not in self.void][:limit]
             head = found[-1].position if found else (self.events[-1].position if self.events else None)
             return SimpleDCBReadResponse(iter(found), head)
 
@@ -44,7 +70,9 @@ class MemoryLog(InMemoryDCBRecorder):
             for event in stamped:
                 self.events.append(DCBSequencedEvent(position=next(self.position_sequence), event=event))
             self._notify_listeners()
-            return self.events[-1].position
+            position = self.events[-1].position
+        self.wake()
+        return position
 
     def add(self, recorded: Iterable[Recorded]) -> int:
         """Append events with their origins."""

@@ -1,0 +1,263 @@
+"""Answers about views: queries, changes for subscribers, status, and views as they were at an earlier position.
+
+The half of the host that only reads. Everything here may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+from eventsourcing.dcb.api import DCBQuery, DCBQueryItem, DCBSequencedEvent
+
+from walytis_vault.domain.errors import MisuseError, UnknownIdError
+from walytis_vault.domain.events import PRODUCT_EVENTS, LoggedEvent, ballot_tag, content_tag
+from walytis_vault.projections import paging
+from walytis_vault.projections.base import Local, Page, Request, ViewRecorder
+from walytis_vault.projections.live import LiveView
+from walytis_vault.projections.log import EventLog, Horizon
+from walytis_vault.projections.replay import Replay
+from walytis_vault.projections.runner import Decoded, Runner
+from walytis_vault.projections.source import Source
+from walytis_vault.projections.store import ViewStore
+
+MAX_CHANGES: Final = 5000
+"""Changes given at once (a count)."""
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened at a position. Ids are hex text, the time is ISO 8601 (UTC) by the author's clock."""
+
+    position: int
+    type: str
+    author: str
+    time: str
+    ids: tuple[str, ...] = ()
+    """The contents, ballots and members that the event concerns; for a view the id of the row."""
+    row: dict[str, Any] | None = None
+    """The view's row as it is now; None for subscriptions to "events", or when there is no row any more."""
+
+
+class ViewState(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a view is."""
+
+    position: int
+    hash: str
+    """Hex SHA-256, equal on all nodes with equal logs; empty for views that differ by their nature."""
+    parked: int = 0
+    """Events that failed and wait for `retry` (a count)."""
+    error: str | None = None
+    """Why the view stopped, or why its oldest parked event failed."""
+    rebuilding: float | None = None
+    """Progress of a rebuild from 0 to 1, None when there is none."""
+
+
+class Asking:
+    """Base of the host."""
+
+    _log: EventLog
+    _horizon: Horizon
+    _store: ViewStore
+    _local: Local
+    _temporary: Callable[[], ViewStore] | None
+    _views: dict[str, LiveView]
+    _sources: dict[str, Source]
+
+    def _decode(self, sequenced: DCBSequencedEvent) -> Decoded:
+        raise NotImplementedError
+
+    def live(self, name: str) -> LiveView:
+        """A view that is folded here. Raises UnknownIdError."""
+        live = self._views.get(name)
+        if live is None:
+            raise UnknownIdError(f"no view {str(name)[:60]!r}: there are {', '.join(sorted(self.names))}")
+        return live
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All views that can be queried."""
+        return (*self._views, *self._sources)
+
+    def row_type(self, name: str) -> type[msgspec.Struct]:
+        """The type of a view's rows. Raises UnknownIdError."""
+        source = self._sources.get(name)
+        return source.row if source is not None else self.live(name).type.row
+
+    def query(
+        self, view: str, *, limit: int | None = 100, cursor: str | None = None, filters: dict[str, Any] | None = None
+    ) -> Page:
+        """Rows of a view, as its frozen structs.
+
+        Args:
+            limit: rows in this page, None for all.
+            cursor: from the page before.
+            filters: see docs/views.md; a value of None does not filter.
+        Raises:
+            UnknownIdError: no such view.
+            MisuseError: no such filter, or a bad value.
+            StorageError: the store cannot be read.
+        """
+        request = Request(
+            limit=limit, cursor=cursor, filters={k: v for k, v in (filters or {}).items() if v is not None}
+        )
+        source = self._sources.get(view)
+        if source is not None:
+            page = source.page(request)
+            return Page(rows=page.rows, cursor=page.cursor, position=self._horizon.horizon)
+        return self.live(view).page(request)
+
+    def status(self) -> dict[str, ViewState]:
+        """How far each view is. Raises StorageError."""
+        return {name: self._state(live) for name, live in self._views.items()}
+
+    def _state(self, live: LiveView) -> ViewState:
+        parked = live.runner.parked()
+        rebuilding = None
+        if live.building is not None or live.behind:
+            at = live.position if live.building is None else live.building.position
+            rebuilding = round(min(1.0, at / max(1, self._horizon.horizon)), 4)
+        return ViewState(
+            position=live.position,
+            hash=live.hash(),
+            parked=len(parked),
+            error=live.runner.stopped or (f"position {parked[0][0]}: {parked[0][1]}" if parked else None),
+            rebuilding=rebuilding,
+        )
+
+    # Changes
+
+    def changes(
+        self, view: str, *, after: int, limit: int = 500, filters: dict[str, Any] | None = None
+    ) -> tuple[list[Change], int]:
+        """Changes after a position, oldest first: each event once, for a view once for each row that it changed.
+
+        Args:
+            after: the position that the last call returned; 0 for all.
+            limit: about how many to look at, at most 5000. All of one position come together.
+            filters: `type`, `author`, `content_id`, `ballot_id`; for a view also any field of its rows, and `label`.
+        Returns:
+            The changes that fit, and the position up to which everything was looked at.
+        Raises:
+            UnknownIdError, MisuseError, StorageError.
+        """
+        after = paging.count("after", after)
+        limit = min(paging.count("limit", limit) or 1, MAX_CHANGES)
+        given = {k: v for k, v in (filters or {}).items() if v is not None}
+        if view == "events":
+            return self._event_changes(after, limit, given)
+        if view in self._sources:
+            raise MisuseError(f"view {view} cannot be subscribed to: query it, or subscribe to 'events'")
+        return self._view_changes(self.live(view), after, limit, given)
+
+    def _event_changes(self, after: int, limit: int, filters: dict[str, Any]) -> tuple[list[Change], int]:
+        unknown = sorted(set(filters) - {"type", "author", "content_id", "ballot_id"})
+        if unknown:
+            raise MisuseError(f"events have no filter {unknown[0]!r}; they have: author, ballot_id, content_id, type")
+        item = DCBQueryItem()
+        if "type" in filters:
+            item.types.append(paging.choice("type", filters["type"], tuple(sorted(PRODUCT_EVENTS.topics))))
+        if "content_id" in filters:
+            item.tags.append(content_tag(paging.hex_id("content_id", filters["content_id"])))
+        if "ballot_id" in filters:
+            item.tags.append(ballot_tag(paging.hex_id("ballot_id", filters["ballot_id"])))
+        query = DCBQuery(items=[item]) if item.types or item.tags else None
+        upto = self._horizon.horizon
+        found = [e for e in self._log.read(query, after=after, limit=limit) if e.position <= upto]
+        looked = found[-1].position if len(found) == limit else max(upto, after)
+        author = filters.get("author")
+        changes = [_change(e) for e in found]
+        return [c for c in changes if author is None or c.author == author], looked
+
+    def _view_changes(
+        self, live: LiveView, after: int, limit: int, filters: dict[str, Any]
+    ) -> tuple[list[Change], int]:
+        fits = _row_filter(live, filters)
+        view = live.view
+        with self._store.read() as connection:
+            position = view.view.position_in(connection) or 0
+            changed = view.changed(connection, after, limit)
+        looked = changed[-1][0] if len(changed) >= limit else max(position, after)
+        rows = view.rows_by_key([key for _, key in changed])
+        events = self._events_at(sorted({p for p, _ in changed}))
+        found = []
+        for at, key in changed:
+            event, row = events.get(at), rows.get(key)
+            if event is None:
+                continue
+            change = msgspec.structs.replace(
+                _change(event), ids=(view.key_text(key),), row=None if row is None else msgspec.to_builtins(row)
+            )
+            change = msgspec.structs.replace(change, position=at)
+            if fits(change):
+                found.append(change)
+        return found, looked
+
+    def _events_at(self, positions: Sequence[int]) -> dict[int, DCBSequencedEvent]:
+        if not positions:
+            return {}
+        span = positions[-1] - positions[0] + 1
+        if span <= 4 * len(positions):
+            found: Iterable[DCBSequencedEvent] = self._log.read(after=positions[0] - 1, limit=span)
+        else:
+            found = (e for p in positions for e in self._log.read(after=p - 1, limit=1))
+        return {e.position: e for e in found}
+
+    def replay(self, view: str, *, until: int | None = None, until_ms: int | None = None) -> Replay:
+        """A view as it was at a position, or with the events up to a time by their authors' clocks.
+
+        It answers `query` until it is closed; use it as a context manager.
+        Raises:
+            UnknownIdError: no such view. MisuseError: the host has no store for it.
+        """
+        if self._temporary is None:
+            raise MisuseError("this node has no place for a temporary view")
+        upto = self._horizon.horizon if until is None else min(paging.count("until", until), self._horizon.horizon)
+        store = self._temporary()
+        try:
+            runner = Runner(self.live(view).type(ViewRecorder(store, view), self._local), store)
+            replay = Replay(runner, store)
+            replay.fill(self._log, self._decode, upto, until_ms)
+        except BaseException:
+            store.close()
+            raise
+        return replay
+
+
+def _change(sequenced: DCBSequencedEvent) -> Change:
+    event = sequenced.event
+    if not isinstance(event, LoggedEvent):
+        raise MisuseError("the log gave an event without its origin")
+    return Change(
+        position=sequenced.position,
+        type=event.type,
+        author=event.origin.author,
+        time=paging.iso(event.origin.time_ms),
+        ids=tuple(tag.partition(":")[2] for tag in event.tags),
+    )
+
+
+def _row_filter(live: LiveView, filters: dict[str, Any]) -> Callable[[Change], bool]:
+    """Filters on a change: its type and author, or fields of the row by equality."""
+    fields = {f.name for f in msgspec.structs.fields(live.type.row)}
+    known = fields | {"type", "author"} | ({"label"} if "labels" in fields else set())
+    unknown = sorted(set(filters) - known)
+    if unknown:
+        raise MisuseError(
+            f"changes of {live.name} have no filter {unknown[0]!r}; they have: {', '.join(sorted(known))}"
+        )
+
+    def fits(change: Change) -> bool:
+        row = change.row or {}
+        for name, wanted in filters.items():
+            if name == "label":
+                if wanted not in (row.get("labels") or ()):
+                    return False
+            elif name == "type":
+                if change.type != wanted:
+                    return False
+            elif row.get(name, change.author if name == "author" else None) != wanted:
+                return False
+        return True
+
+    return fits

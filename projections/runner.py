@@ -1,0 +1,159 @@
+"""Folds events into one generation of one view: position, parking and stopping.
+
+The host opens transactions and calls `fold`; when that fails, `fold_slowly` finds the event at fault. The
+bookkeeping stands in the view's own store, in the same transactions as the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from eventsourcing.persistence import Tracking
+
+from walytis_vault.domain.errors import StorageError, VaultError
+from walytis_vault.domain.events import Recorded
+from walytis_vault.domain.faults import fault
+from walytis_vault.projections.base import LOG, View
+from walytis_vault.projections.store import Connection, Table, ViewStore
+
+PARKED: Final = Table(
+    name="parked",
+    columns={"view": "text", "generation": "integer", "position": "integer", "error": "text"},
+    primary_key=("view", "generation", "position"),
+)
+MAX_ERROR: Final = 500
+"""Characters kept of an error."""
+Decoded = Recorded | VaultError
+"""An event of the log, or why it could not be decoded."""
+
+
+class Runner:
+    """One generation of a view. Folding is done by one thread at a time."""
+
+    def __init__(self, view: View, store: ViewStore) -> None:
+        self.view = view
+        self.position = 0
+        """Committed position."""
+        self.stopped: str | None = None
+        """Why this view folds nothing more."""
+        self._store = store
+        self._reached = 0
+
+    @property
+    def generation(self) -> int:
+        """Number of this generation."""
+        return self.view.view.generation
+
+    def open(self, connection: Connection) -> None:
+        """Create what is missing and find out how far the view is."""
+        self.view.create(connection)
+        self.position = self._reached = self.view.view.position_in(connection) or 0
+
+    def drop(self, connection: Connection) -> None:
+        """Remove all traces of this generation."""
+        self.view.drop(connection)
+        connection.execute("DELETE FROM parked WHERE view = ? AND generation = ?", self._id())
+
+    def fold(self, connection: Connection, events: Iterable[tuple[int, Decoded]], looked: int) -> None:
+        """Fold events inside the host's transaction. Raises whatever a handler raises.
+
+        Args:
+            events: (position, event), ascending; those at or before the view's position are passed over.
+            looked: position up to which the log was looked at: there may be gaps.
+        """
+        view, start = self.view, self._reached
+        if looked <= start:
+            return
+        with view.view.joined(connection):
+            for position, recorded in events:
+                if position <= start:
+                    continue
+                if isinstance(recorded, VaultError):
+                    self._park(connection, position, recorded)
+                else:
+                    view.fold(connection, recorded, position)
+            view.flush(connection)
+            view.view.insert_tracking(Tracking(LOG, looked))
+        self._reached = looked
+
+    def committed(self) -> None:
+        """The host's transaction is committed."""
+        self.position = self._reached
+
+    def roll_back(self) -> None:
+        """The host's transaction was rolled back."""
+        self._reached = self.position
+        self.view.roll_back()
+
+    def fold_slowly(self, events: Sequence[tuple[int, Decoded]], looked: int) -> None:
+        """Fold with one transaction for each event; park what fails, or stop there. Raises StorageError."""
+        for position, event in events:
+            if position <= self.position:
+                continue
+            try:
+                with self._store.transaction() as connection:
+                    self.fold(connection, [(position, event)], position)
+            except StorageError:
+                self.roll_back()
+                raise
+            except Exception as e:
+                self.roll_back()
+                if not self.view.order_free:
+                    self.stopped = f"position {position}: {_sentence(e)}"
+                    return
+                self._pass_over(position, e)
+            self.committed()
+        if looked > self.position:
+            with self._store.transaction() as connection:
+                self.fold(connection, [], looked)
+            self.committed()
+
+    def _pass_over(self, position: int, error: Exception) -> None:
+        with self._store.transaction() as connection, self.view.view.joined(connection):
+            self._park(connection, position, error)
+            self.view.view.insert_tracking(Tracking(LOG, position))
+            fault("projections.park")
+        self._reached = position
+
+    def _park(self, connection: Connection, position: int, error: Exception) -> None:
+        connection.execute(
+            "INSERT INTO parked (view, generation, position, error) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (*self._id(), position, _sentence(error)),
+        )
+
+    def parked(self) -> list[tuple[int, str]]:
+        """(position, error) of the events that failed, oldest first."""
+        sql = "SELECT position, error FROM parked WHERE view = ? AND generation = ? ORDER BY position"
+        with self._store.read() as connection:
+            return [(int(p), str(e)) for p, e in connection.execute(sql, self._id())]
+
+    def retry(self, position: int, event: Decoded) -> bool:
+        """Fold a parked event now, late: sound because the fold is order-free. False when it fails again."""
+        view = self.view
+        try:
+            if isinstance(event, VaultError):
+                raise event
+            with self._store.transaction() as connection, view.view.joined(connection):
+                view.touch_at = self.position  # subscribers are beyond the event's own position
+                view.fold(connection, event, position)
+                view.flush(connection)
+                connection.execute(
+                    "DELETE FROM parked WHERE view = ? AND generation = ? AND position = ?", (*self._id(), position)
+                )
+        except StorageError:
+            view.roll_back()
+            raise
+        except Exception:
+            view.roll_back()
+            return False
+        finally:
+            view.touch_at = None
+        return True
+
+    def _id(self) -> tuple[str, int]:
+        return self.view.name, self.generation
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_ERROR]
