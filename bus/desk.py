@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from msgspec.structs import replace
+
 from walytis_vault.bus import calls as c
 from walytis_vault.bus.door import Door, Peer
 from walytis_vault.bus.errors import shield
@@ -58,15 +60,19 @@ class Desk:
         if call.VERB not in peer.entry.verbs:
             raise PermissionRefusedError(f"client {peer.entry.name!r} may not {call.VERB}: its key lacks that verb")
 
-    def request_key(self, peer: Peer, message: Header) -> RequestKey:
+    def request_key(self, peer: Peer, message: Header, call: c.AnyCall) -> RequestKey:
         """What identifies the effect of a request."""
-        digest = hashlib.sha256(len(message.body).to_bytes(8, "big") + message.body)
+        body = message.body
+        if isinstance(call, c.PublishCall) and call.options.expires_ms is not None:
+            # A span from now is another moment in each repetition of the call: it does not make another request.
+            body = encode(replace(call, options=replace(call.options, expires_ms=0)))
+        digest = hashlib.sha256(len(body).to_bytes(8, "big") + body)
         digest.update(message.data)
         return RequestKey(client=peer.entry.name, request_id=message.id, digest=digest.digest())
 
     def take(self, peer: Peer, message: Header, call: c.AnyCall) -> None:
         """Work on a call. Raises what the client is told at once."""
-        key = self.request_key(peer, message)
+        key = self.request_key(peer, message, call)
         name = (key.client, key.request_id)
         running = self._running.get(name)
         if running is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -16,7 +17,7 @@ from typing import Final
 import msgspec
 
 from walytis_vault.bus.calls import Call, OpenCall, SubscribeCall
-from walytis_vault.bus.link import Link, reported
+from walytis_vault.bus.link import ClosedError, Link, reported
 from walytis_vault.bus.messages import Change
 from walytis_vault.bus.protocol import (
     CHANGES,
@@ -146,6 +147,7 @@ class DownloadExchange:
             self._ended = True
             self._link.send(Kind.CANCEL, self.id, _NOTHING)
             self._link.end(self)
+            self._queue.put(MisuseError("the request was cancelled"))
 
     def _credit(self) -> None:
         limit = self._consumed + self._link.limits.window
@@ -417,6 +419,8 @@ class SubscriptionExchange:
         self._asked = 0.0
         self._ended = False
         self._queue: SimpleQueue[Change | VaultError] = SimpleQueue()
+        self.notify: Callable[[], None] | None = None
+        """Called on the link's thread when `next` would find something."""
 
     def start(self) -> None:
         """Begin. From any thread."""
@@ -425,13 +429,15 @@ class SubscriptionExchange:
     def next(self, timeout: float | None = None) -> Change:
         """Wait for the next change. On the consumer's thread.
 
+        Args:
+            timeout: seconds; 0 does not wait, None waits for ever.
         Raises:
-            VaultError: as the node reported. MisuseError: the client was closed. TimedOutError.
+            VaultError: as the node reported. ClosedError: it or the client was closed. TimedOutError.
         """
         try:
-            item = self._queue.get(timeout=timeout)
+            item = self._queue.get_nowait() if timeout == 0 else self._queue.get(timeout=timeout)
         except Empty as e:
-            raise TimedOutError(f"no change within {timeout:g} s") from e
+            raise TimedOutError(f"no change within {timeout or 0:g} s") from e
         if isinstance(item, VaultError):
             self._queue.put(item)  # for whoever asks again
             raise item
@@ -449,7 +455,7 @@ class SubscriptionExchange:
         if not self._ended:
             self._link.send(Kind.CANCEL, self.id, _NOTHING)
             self._link.end(self)
-            self.fail(MisuseError("the subscription was closed"))
+            self.fail(ClosedError("the subscription was closed"))
 
     def _credit(self) -> None:
         taken = self._taken - self._opened_taken
@@ -485,6 +491,8 @@ class SubscriptionExchange:
                     self._position = span.position
                     for change in changes:
                         self._queue.put(change)
+                    if self.notify is not None:
+                        self.notify()
                 elif span.sent > self._count:
                     self._again()
             case Kind.PONG:
@@ -515,6 +523,8 @@ class SubscriptionExchange:
         """End with an error."""
         self._ended = True
         self._queue.put(error)
+        if self.notify is not None:
+            self.notify()
 
 
 __all__ = [

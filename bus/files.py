@@ -100,6 +100,13 @@ class Source:
             raise StorageError(f"{self._name} changed its size while it was read: nothing was published")
         return piece
 
+    def read_all(self) -> bytes:
+        """All of a small source. Raises as `read`."""
+        pieces = []
+        while len(piece := self.read()):
+            pieces.append(bytes(piece))
+        return b"".join(pieces)
+
     def rewind(self) -> None:
         """Go back to the first byte. Raises TransportError when the source cannot."""
         self._done = 0

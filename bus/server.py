@@ -207,7 +207,7 @@ class BusServer:
             self._downloads.open(peer, message.id, call)
         elif isinstance(call, c.PublishCall) and not call.inline:
             self._check_streams(name)
-            self._uploads.open(peer, call, self._desk.request_key(peer, message))
+            self._uploads.open(peer, call, self._desk.request_key(peer, message, call))
         elif isinstance(call, c.SubscribeCall):
             if self._feed.count(name) >= limits.client_subscriptions:
                 raise BusyError(f"client {name!r} has {limits.client_subscriptions} subscriptions: end some first")

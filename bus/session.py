@@ -29,7 +29,7 @@ from walytis_vault.bus.exchanges import (
 )
 from walytis_vault.bus.files import Source, Target
 from walytis_vault.bus.link import Link
-from walytis_vault.bus.messages import Published, PublishOptions
+from walytis_vault.bus.messages import Published, PublishOptions, QueryPage
 from walytis_vault.bus.rows import Row, make_row
 from walytis_vault.bus.security import LOCAL, ClientKey, load_key
 from walytis_vault.domain.errors import MisuseError, TransportError
@@ -61,6 +61,32 @@ class Reply(Generic[T]):
             return self._decoder.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as e:
             raise TransportError(f"the node's reply is malformed: {e}") from e
+
+
+class Pages:
+    """Walks through a query, page by page."""
+
+    def __init__(self, view: str, limit: int | None, filters: dict[str, Any]) -> None:
+        self._view = view
+        self._filters = filters
+        self._left = r.check_limit(limit)
+        self._cursor: str | None = None
+        self._more = True
+
+    def next(self) -> r.Ask[QueryPage] | None:
+        """What to ask next; None when there are all."""
+        if not self._more or self._left == 0:
+            return None
+        size = _PAGE_ROWS if self._left is None else min(self._left, _PAGE_ROWS)
+        return r.page(self._view, size, self._cursor, self._filters)
+
+    def take(self, page: QueryPage) -> list[Row]:
+        """The rows of a page."""
+        if self._left is not None:
+            self._left -= len(page.rows)
+        self._cursor = page.cursor
+        self._more = page.cursor is not None
+        return [make_row(self._view, row) for row in page.rows]
 
 
 def default_home() -> Path:
@@ -126,97 +152,95 @@ class Session:
 
     def rows(self, view: str, limit: int | None, filters: dict[str, Any]) -> Iterator[Row]:
         """Rows, page by page."""
-        left = r.check_limit(limit)
-        cursor: str | None = None
-        while left is None or left > 0:
-            size = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
-            page = self.call(r.page(view, size, cursor, filters)).result()
-            yield from (make_row(view, row) for row in page.rows)
-            if left is not None:
-                left -= len(page.rows)
-            cursor = page.cursor
-            if cursor is None:
-                return
+        pages = Pages(view, limit, filters)
+        while (ask := pages.next()) is not None:
+            yield from pages.take(self.call(ask).result())
 
-    def publish(
-        self, data: object, options: PublishOptions, progress: Progress | None, request_id: bytes | None
-    ) -> Published:
-        """Publish; blocks. Small contents go inside the request, others as a stream."""
-        source = Source(data)
-        try:
-            if source.size is not None and source.size <= self.link.limits.inline:
-                small = self.publish_small(source, options, request_id).result()
-                if progress is not None:
-                    progress(source.size, source.size)
-                return small
-            return self._publish_stream(source, options, progress, request_id or new_id())
-        finally:
-            source.close()
-
-    def publish_small(self, source: Source, options: PublishOptions, request_id: bytes | None) -> Reply[Published]:
+    def publish_small(self, data: bytes, options: PublishOptions, request_id: bytes | None) -> Reply[Published]:
         """Send a content inside its request."""
-        pieces = []
-        while len(piece := source.read()):
-            pieces.append(bytes(piece))
-        data = b"".join(pieces)
         call = c.PublishCall(options=options, inline=True, size=len(data))
         exchange = CallExchange(self.link, call, request_id or new_id(), self.timeout, data)
         self.link.begin(exchange)
         return Reply(exchange.future, _PUBLISHED)
 
-    def _publish_stream(
-        self, source: Source, options: PublishOptions, progress: Progress | None, request_id: bytes
-    ) -> Published:
-        call = c.PublishCall(options=options, inline=False, size=source.size)
-        upload = UploadExchange(self.link, call, request_id, self.timeout)
-        upload.start()
-        try:
-            while True:
-                try:
-                    done = 0
-                    while len(piece := source.read()):
-                        upload.write(piece)
-                        done += len(piece)
-                        if progress is not None:
-                            progress(done, source.size)
-                    return Reply(_done(upload.finish()), _PUBLISHED).result()
-                except RestartError:
-                    source.rewind()
-                    upload.restart()
-        except BaseException:
-            upload.cancel()
-            raise
+    def is_small(self, size: int | None) -> bool:
+        """Whether a content goes inside its request."""
+        return size is not None and size <= self.link.limits.inline
 
-    def request(
-        self, content_id: str, to: object | None, timeout: float | None, progress: Progress | None
-    ) -> bytes | None:
-        """Download; blocks."""
+    def upload(self, source: Source, options: PublishOptions, request_id: bytes | None) -> UploadExchange:
+        """An upload, not yet begun."""
+        call = c.PublishCall(options=options, inline=False, size=source.size)
+        return UploadExchange(self.link, call, request_id or new_id(), self.timeout)
+
+    def download(self, content_id: str, timeout: float | None) -> DownloadExchange:
+        """A download, not yet begun."""
         wait = self.timeout if timeout is None else r.check_timeout(timeout)
-        download = DownloadExchange(self.link, r.content_id(content_id), wait)
-        target = None if to is None else Target(to)
-        pieces: list[memoryview] = []
-        try:
-            download.start()
-            done = 0
-            while (piece := download.next()) is not None:
-                if target is None:
-                    pieces.append(piece)
-                else:
-                    target.write(piece)
-                done += len(piece)
-                download.consumed(len(piece))
-                if progress is not None:
-                    progress(done, download.length)
+        return DownloadExchange(self.link, r.content_id(content_id), wait)
+
+
+def publish(
+    session: Session, data: object, options: PublishOptions, progress: Progress | None, request_id: bytes | None
+) -> Published:
+    """Publish; blocks. Small contents go inside the request, others as a stream."""
+    source = Source(data)
+    try:
+        if session.is_small(source.size):
+            small = session.publish_small(source.read_all(), options, request_id).result()
+            if progress is not None:
+                progress(source.size or 0, source.size)
+            return small
+        return send(session.upload(source, options, request_id), source, progress)
+    finally:
+        source.close()
+
+
+def send(upload: UploadExchange, source: Source, progress: Progress | None) -> Published:
+    """Stream a source up; blocks."""
+    upload.start()
+    try:
+        while True:
+            try:
+                done = 0
+                while len(piece := source.read()):
+                    upload.write(piece)
+                    done += len(piece)
+                    if progress is not None:
+                        progress(done, source.size)
+                return Reply(_done(upload.finish()), _PUBLISHED).result()
+            except RestartError:
+                source.rewind()
+                upload.restart()
+    except BaseException:
+        upload.cancel()
+        raise
+
+
+def receive(download: DownloadExchange, to: object | None, progress: Progress | None) -> bytes | None:
+    """Stream a content down, into memory or a target; blocks."""
+    target = None if to is None else Target(to)
+    pieces: list[memoryview] = []
+    try:
+        download.start()
+        done = 0
+        while (piece := download.next()) is not None:
             if target is None:
-                return b"".join(pieces)
-            target.finish()
-            return None
-        except MemoryError as e:
-            raise MisuseError("the content does not fit into memory: request it with `to=` a file") from e
-        finally:
-            download.cancel()
-            if target is not None:
-                target.discard()
+                pieces.append(piece)
+            else:
+                target.write(piece)
+            done += len(piece)
+            download.consumed(len(piece))
+            if progress is not None:
+                progress(done, download.length)
+        if target is None:
+            return b"".join(pieces)
+        target.finish()
+        return None
+    except MemoryError as e:
+        raise MisuseError("the content does not fit into memory: request it with `to=` a file") from e
+    finally:
+        download.cancel()
+        if target is not None:
+            target.discard()
 
 
 def _done(body: bytes) -> Future[bytes]:
@@ -225,4 +249,4 @@ def _done(body: bytes) -> Future[bytes]:
     return future
 
 
-__all__ = ["Progress", "Reply", "Session", "default_home"]
+__all__ = ["Pages", "Progress", "Reply", "Session", "default_home", "publish", "receive", "send"]

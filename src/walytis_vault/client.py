@@ -18,7 +18,7 @@ from walytis_vault.bus.exchanges import SubscriptionExchange
 from walytis_vault.bus.link import ClosedError
 from walytis_vault.bus.messages import BallotInfo, Change, Published, Status
 from walytis_vault.bus.rows import Row
-from walytis_vault.bus.session import Progress, Session
+from walytis_vault.bus.session import Progress, Session, publish, receive
 from walytis_vault.domain.errors import TimedOutError
 
 
@@ -128,7 +128,7 @@ class Client:
         options = r.publish_options(
             data, name=name, media_type=media_type, labels=labels, note=note, revises=revises, expires=expires
         )
-        return self._session.publish(data, options, progress, r.request_id(request_id))
+        return publish(self._session, data, options, progress, r.request_id(request_id))
 
     def request(
         self,
@@ -151,7 +151,7 @@ class Client:
             UnknownIdError, ForgottenError, NotYetAvailableError, DamagedContentError: why it cannot be had.
             StorageError: `to` cannot be written; no partial file remains at its path.
         """
-        return self._session.request(content_id, to, timeout, progress)
+        return receive(self._session.download(content_id, timeout), to, progress)
 
     def forget(self, *content_ids: str, reason: str = "", request_id: bytes | str | None = None) -> BallotInfo:
         """Propose to forget contents; in a vault of one member it has happened when this returns."""

@@ -1,0 +1,242 @@
+"""`AsyncClient`: a vault for asyncio programs, with the verbs of `Client`, awaitable.
+
+Stands on the same implementation of the protocol: one background thread for each client. Contents that are
+streamed are read and written by a few helper threads, so the event loop never waits for a disk. Raises only
+`VaultError`. Use each client from the event loop on which it was first used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from walytis_vault.bus import requests as r
+from walytis_vault.bus.exchanges import DownloadExchange, SubscriptionExchange, UploadExchange
+from walytis_vault.bus.files import Source
+from walytis_vault.bus.link import ClosedError
+from walytis_vault.bus.messages import BallotInfo, Change, Published, Status
+from walytis_vault.bus.rows import Row
+from walytis_vault.bus.session import Pages, Progress, Session, receive, send
+from walytis_vault.domain.errors import TimedOutError
+
+T = TypeVar("T")
+_TRANSFERS = 16
+
+
+class AsyncSubscription(AsyncIterator[Change]):
+    """Changes of a view, in order, without gap or repeat. Ends when it or its client is closed."""
+
+    def __init__(self, exchange: SubscriptionExchange) -> None:
+        self._exchange = exchange
+        self._loop = asyncio.get_running_loop()
+        self._some = asyncio.Event()
+        exchange.notify = self._notify
+
+    def _notify(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._some.set)
+
+    def __aiter__(self) -> AsyncSubscription:
+        """Itself."""
+        return self
+
+    async def __anext__(self) -> Change:
+        """Wait for the next change."""
+        while True:
+            self._some.clear()
+            try:
+                return self._exchange.next(timeout=0)
+            except ClosedError as e:
+                raise StopAsyncIteration from e
+            except TimedOutError:
+                await self._some.wait()
+
+    async def aclose(self) -> None:
+        """End it. Idempotent."""
+        self._exchange.cancel()
+
+    async def __aenter__(self) -> AsyncSubscription:
+        """Itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close."""
+        await self.aclose()
+
+
+class AsyncClient:
+    """A connection to the node of a vault. Arguments and verbs are those of `Client`."""
+
+    def __init__(
+        self,
+        home: str | os.PathLike[str] | None = None,
+        *,
+        endpoint: str | None = None,
+        timeout: float = 30.0,
+        key: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._session = Session(home, endpoint=endpoint, timeout=timeout, key=key)
+        self._threads = ThreadPoolExecutor(_TRANSFERS, thread_name_prefix="bus-transfer")
+
+    async def __aenter__(self) -> AsyncClient:
+        """Itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close."""
+        await self.close()
+
+    async def close(self) -> None:
+        """End everything that is under way, within 2 seconds. Idempotent."""
+        await asyncio.to_thread(self._session.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def publish(
+        self,
+        data: bytes | bytearray | memoryview | Path | BinaryIO,
+        *,
+        name: str | None = None,
+        media_type: str | None = None,
+        labels: tuple[str, ...] | list[str] = (),
+        note: str | None = None,
+        revises: str | None = None,
+        expires: dt.datetime | dt.timedelta | float | None = None,
+        progress: Progress | None = None,
+        request_id: bytes | str | None = None,
+    ) -> Published:
+        """As `Client.publish`; `progress` is called on the event loop."""
+        options = r.publish_options(
+            data, name=name, media_type=media_type, labels=labels, note=note, revises=revises, expires=expires
+        )
+        key = r.request_id(request_id)
+        source = await self._blocking(lambda: Source(data)) if isinstance(data, os.PathLike) else Source(data)
+        try:
+            if self._session.is_small(source.size):
+                content = await self._blocking(source.read_all) if isinstance(data, os.PathLike) else source.read_all()
+                done = await self._session.publish_small(content, options, key).wait()
+                if progress is not None:
+                    progress(len(content), len(content))
+                return done
+            upload = self._session.upload(source, options, key)
+            report = self._on_loop(progress)
+            return await self._transfer(upload, lambda: send(upload, source, report))
+        finally:
+            source.close()
+
+    async def request(
+        self,
+        content_id: str,
+        *,
+        to: Path | BinaryIO | None = None,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> bytes | None:
+        """As `Client.request`; `progress` is called on the event loop."""
+        download = self._session.download(content_id, timeout)
+        report = self._on_loop(progress)
+        return await self._transfer(download, lambda: receive(download, to, report))
+
+    async def forget(self, *content_ids: str, reason: str = "", request_id: bytes | str | None = None) -> BallotInfo:
+        """As `Client.forget`."""
+        return await self._session.call(r.forget(content_ids, reason), r.request_id(request_id)).wait()
+
+    async def consent(self, ballot_id: str, *, request_id: bytes | str | None = None) -> BallotInfo:
+        """As `Client.consent`."""
+        return await self._session.call(r.consent(ballot_id), r.request_id(request_id)).wait()
+
+    async def refuse(self, ballot_id: str, reason: str = "", *, request_id: bytes | str | None = None) -> BallotInfo:
+        """As `Client.refuse`."""
+        return await self._session.call(r.refuse(ballot_id, reason), r.request_id(request_id)).wait()
+
+    async def withdraw(self, ballot_id: str, *, request_id: bytes | str | None = None) -> BallotInfo:
+        """As `Client.withdraw`."""
+        return await self._session.call(r.withdraw(ballot_id), r.request_id(request_id)).wait()
+
+    async def retract(self, content_id: str, *, request_id: bytes | str | None = None) -> int:
+        """As `Client.retract`."""
+        return await self._session.call(r.retract(content_id), r.request_id(request_id)).wait()
+
+    async def restore(self, content_id: str, *, request_id: bytes | str | None = None) -> int:
+        """As `Client.restore`."""
+        return await self._session.call(r.restore(content_id), r.request_id(request_id)).wait()
+
+    async def query(self, view: str, *, limit: int | None = 100, **filters: Any) -> list[Row]:
+        """As `Client.query`."""
+        return [row async for row in self.rows(view, limit=limit, **filters)]
+
+    async def rows(self, view: str, *, limit: int | None = None, **filters: Any) -> AsyncIterator[Row]:
+        """As `Client.rows`."""
+        pages = Pages(view, limit, filters)
+        while (ask := pages.next()) is not None:
+            for row in pages.take(await self._session.call(ask).wait()):
+                yield row
+
+    def subscribe(self, view: str = "events", *, after: int = 0, **filters: Any) -> AsyncSubscription:
+        """As `Client.subscribe`, for `async for`."""
+        return AsyncSubscription(self._session.subscribe(view, after, filters))
+
+    async def wait_for(
+        self,
+        position: int,
+        *,
+        timeout: float | None = None,
+    ) -> int:
+        """As `Client.wait_for`."""
+        return await self._session.wait_for(position, timeout).wait()
+
+    async def status(self) -> Status:
+        """As `Client.status`."""
+        return await self._session.call(r.STATUS).wait()
+
+    async def members(self) -> list[Row]:
+        """As `Client.members`."""
+        return await self.query("members", limit=None)
+
+    async def invite(self, *, expires: dt.datetime | dt.timedelta | float = 86_400.0) -> str:
+        """As `Client.invite`."""
+        return await self._session.call(r.invite(expires), timeout=120.0).wait()
+
+    async def remove(self, did: str, *, request_id: bytes | str | None = None) -> int:
+        """As `Client.remove`."""
+        return await self._session.call(r.remove(did), r.request_id(request_id), timeout=120.0).wait()
+
+    async def audit(self, *, read_data: bool = False) -> Mapping[str, Any]:
+        """As `Client.audit`."""
+        return await self._session.call(r.audit(read_data), timeout=3600.0).wait()
+
+    async def replay(self, view: str | None = None) -> Mapping[str, Any]:
+        """As `Client.replay`."""
+        return await self._session.call(r.replay(view), timeout=3600.0).wait()
+
+    async def _blocking(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _transfer(self, exchange: UploadExchange | DownloadExchange, work: Callable[[], T]) -> T:
+        """Run a transfer on a helper thread; a cancelled task ends it, and waits until nothing is left of it."""
+        future = asyncio.ensure_future(self._blocking(work))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            exchange.cancel()
+            await asyncio.wait([future], timeout=2.0)
+            future.exception() if future.done() and not future.cancelled() else None
+            raise
+
+    @staticmethod
+    def _on_loop(progress: Progress | None) -> Progress | None:
+        if progress is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return lambda done, total: _soon(loop, progress, done, total)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, progress: Progress, done: int, total: int | None) -> None:
+    loop.call_soon_threadsafe(progress, done, total)
+
+
+__all__ = ["AsyncClient", "AsyncSubscription"]
