@@ -97,6 +97,7 @@ class Ledger:
                 connection.execute("UPDATE batches SET void = ? WHERE seq = ?", (now, seq))
                 changed = True
         if changed:
+            self.index.next_epoch(connection)
             for callback in self._on_voided:
                 callback()
 

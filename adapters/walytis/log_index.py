@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS batches(
   time_ms INTEGER NOT NULL, on_chain INTEGER NOT NULL, void INTEGER NOT NULL DEFAULT 0,
   first INTEGER NOT NULL, count INTEGER NOT NULL, membership INTEGER NOT NULL, block BLOB, envelope BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS batches_device ON batches(device, number);
+CREATE INDEX IF NOT EXISTS batches_block ON batches(block);
 CREATE INDEX IF NOT EXISTS batches_pending ON batches(seq) WHERE on_chain = 0;
 CREATE INDEX IF NOT EXISTS batches_membership ON batches(seq) WHERE membership = 1;
 CREATE TABLE IF NOT EXISTS events(
@@ -37,7 +38,10 @@ CREATE INDEX IF NOT EXISTS events_topic ON events(topic, position);
 CREATE TABLE IF NOT EXISTS tags(tag TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY(tag, position)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS heads(batch_id BLOB PRIMARY KEY, depth INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS contexts(context INTEGER PRIMARY KEY, batch_ids BLOB NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS blocks(key BLOB PRIMARY KEY, verdict TEXT NOT NULL, reason TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks(
+  number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, verdict TEXT NOT NULL, reason TEXT);
+CREATE TABLE IF NOT EXISTS epoch(only INTEGER PRIMARY KEY CHECK(only = 1), value INTEGER NOT NULL);
+INSERT OR IGNORE INTO epoch VALUES(1, 0);
 CREATE INDEX IF NOT EXISTS blocks_verdict ON blocks(verdict);
 CREATE TABLE IF NOT EXISTS waiting(missing BLOB NOT NULL, key BLOB NOT NULL, PRIMARY KEY(missing, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS replies(
@@ -243,7 +247,11 @@ class LogIndex:
 
     def set_verdict(self, connection: apsw.Connection, block: bytes, verdict: str, reason: str | None) -> None:
         """Remember what was decided about a block."""
-        connection.execute("INSERT OR REPLACE INTO blocks VALUES(?,?,?)", (block, verdict, reason))
+        connection.execute(
+            "INSERT INTO blocks(key, verdict, reason) VALUES(?,?,?)"
+            " ON CONFLICT(key) DO UPDATE SET verdict = excluded.verdict, reason = excluded.reason",
+            (block, verdict, reason),
+        )
 
     def verdict(self, connection: apsw.Connection, block: bytes) -> str | None:
         """What was decided about a block, None when it was never looked at."""
@@ -265,6 +273,35 @@ class LogIndex:
         """How many blocks got which verdict."""
         with self.database.read() as connection:
             return {str(v): int(n) for v, n in connection.execute("SELECT verdict, count(*) FROM blocks GROUP BY 1")}
+
+    def judged_blocks(self, after: int, limit: int, filters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Blocks with their verdict and batch, oldest first: (number, verdict, reason, block key, batch id, author,
+        device, batch number, depth, time in ms, events, void). Filters: verdict, author, device."""
+        where, params = ["k.number > ?"], [after]
+        if (verdict := filters.get("verdict")) is not None:
+            where.append("(CASE WHEN coalesce(b.void, 0) THEN 'void' ELSE k.verdict END) = ?")
+            params.append(verdict)
+        for field in ("author", "device"):
+            if filters.get(field) is not None:
+                where.append(f"b.{field} = ?")
+                params.append(filters[field])
+        sql = (
+            "SELECT k.number, k.verdict, k.reason, k.key, b.batch_id, b.author, b.device, b.number, b.depth, b.time_ms,"
+            " b.count, coalesce(b.void, 0) FROM blocks k LEFT JOIN batches b ON b.block = k.key"
+            f" WHERE {' AND '.join(where)} ORDER BY k.number LIMIT ?"
+        )
+        with self.database.read() as connection:
+            return list(connection.execute(sql, (*params, limit)))
+
+    def epoch(self) -> int:
+        """Grows whenever events that readers may have seen became void, or count again."""
+        with self.database.read() as connection:
+            (value,) = next(connection.execute("SELECT value FROM epoch"))
+            return int(value)
+
+    def next_epoch(self, connection: apsw.Connection) -> None:
+        """See `epoch`."""
+        connection.execute("UPDATE epoch SET value = value + 1")
 
     def context_id(self, connection: apsw.Connection, batch_ids: Iterable[bytes]) -> int:
         """Intern a set of membership batches: most batches share one."""

@@ -1,3 +1,73 @@
-"""walytis-vault: encrypted content shared by the members of one Walytis Identity."""
+"""walytis-vault: encrypted content shared by the members of one Walytis Identity, with a lasting record.
 
-__all__: list[str] = []
+`Node` runs a vault's node, `Client` and `AsyncClient` talk to one, `VaultError` is the root of all errors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from walytis_vault.domain.errors import (
+    AlreadyRunningError,
+    BusyError,
+    ConflictError,
+    DamagedContentError,
+    ForgottenError,
+    LockedError,
+    MisuseError,
+    NoNodeError,
+    NotYetAvailableError,
+    PermissionRefusedError,
+    ProtocolVersionError,
+    RetractedError,
+    StorageError,
+    StorageFullError,
+    TimedOutError,
+    TransportError,
+    UnknownIdError,
+    UntrustedInputError,
+    VaultError,
+    WrongPassphraseError,
+)
+
+if TYPE_CHECKING:
+    from walytis_vault.async_client import AsyncClient
+    from walytis_vault.client import Client
+    from walytis_vault.node import Node
+
+__all__ = [
+    "AlreadyRunningError",
+    "AsyncClient",
+    "BusyError",
+    "Client",
+    "ConflictError",
+    "DamagedContentError",
+    "ForgottenError",
+    "LockedError",
+    "MisuseError",
+    "NoNodeError",
+    "Node",
+    "NotYetAvailableError",
+    "PermissionRefusedError",
+    "ProtocolVersionError",
+    "RetractedError",
+    "StorageError",
+    "StorageFullError",
+    "TimedOutError",
+    "TransportError",
+    "UnknownIdError",
+    "UntrustedInputError",
+    "VaultError",
+    "WrongPassphraseError",
+]
+
+_LAZY = {"Node": "node", "Client": "client", "AsyncClient": "async_client"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the three classes at first use, so that the command line starts quickly."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"walytis_vault.{_LAZY[name]}"), name)

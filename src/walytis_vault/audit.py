@@ -15,10 +15,13 @@ from eventsourcing.dcb.api import DCBQuery, DCBQueryItem
 from walytis_vault.adapters.crypto.signing import HybridVerifier
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.walytis.log_audit import audit_log
+from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.contents import Contents
 from walytis_vault.domain.ids import ContentId, Root
+from walytis_vault.projections.audit import AuditRow, Verdict
+from walytis_vault.projections.paging import iso
 
 LISTED: Final = 10_000
 """Contents listed one by one; beyond that only those with findings are."""
@@ -118,3 +121,29 @@ def problems(report: dict[str, Any]) -> Iterator[str]:
         yield f"batch {finding['batch_id']}: {finding['reason']}"
     for content in report["damaged"]:
         yield f"content {content['content_id']}: {content['problem']}"
+
+
+def audit_rows(index: LogIndex, after: int, limit: int, filters: dict[str, Any]) -> list[AuditRow]:
+    """Rows of the view `audit`, from the log's own records."""
+    return [
+        AuditRow(
+            number=number,
+            verdict="void" if void else _VERDICTS.get(verdict, "foreign"),
+            reason=reason,
+            block=block.hex(),
+            batch_id=None if batch_id is None else batch_id.hex(),
+            author=author,
+            device=device,
+            batch_number=batch_number,
+            depth=depth,
+            time=None if time_ms is None else iso(time_ms),
+            events=count,
+        )
+        for number, verdict, reason, block, batch_id, author, device, batch_number, depth, time_ms, count, void in (
+            index.judged_blocks(after, limit, filters)
+        )
+    ]
+
+
+_VERDICTS: Final[dict[str, Verdict]] = {"accepted": "accepted", "waiting": "waiting", "refused": "refused"}
+"""The chain's own first blocks and repeated batches are shown as foreign: they carry nothing of ours."""

@@ -19,18 +19,20 @@ from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.storage.secrets_file import SecretsFile
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
-from walytis_vault.adapters.storage.view_store import SqliteViewStore
+from walytis_vault.adapters.storage.view_store import SqliteViewStore, TemporaryViewStore
 from walytis_vault.adapters.system import OsFileSystem, SystemClock, SystemRandomness
 from walytis_vault.adapters.walytis.runtime import WalytisRuntime
 from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.audit import audit_rows
 from walytis_vault.bus.server import BusServer
 from walytis_vault.domain.ids import BatchId, ContentId
 from walytis_vault.eraser import Eraser
 from walytis_vault.founding import BUS_SECRET, SIGNING_SECRET, check_network
 from walytis_vault.home import Home
+from walytis_vault.projections.audit import AuditView
 from walytis_vault.projections.base import Local
 from walytis_vault.projections.host import ProjectionHost
-from walytis_vault.projections.registry import all_views
+from walytis_vault.projections.plugins import load_views
 from walytis_vault.service import NodeService
 
 _log = logging.getLogger(__name__)
@@ -97,9 +99,21 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
         erased=lambda content_id: store.erased(ContentId(content_id)),
         now_ms=clock.wall_ms,
     )
-    views = ProjectionHost(log.recorder, view_store, all_views(), local=local)
+    kinds, left_out = load_views()
+    for problem in left_out:
+        _log.warning("%s", problem)
+    views = ProjectionHost(
+        log.recorder,
+        log.index,
+        view_store,
+        kinds,
+        local=local,
+        sources=[AuditView(lambda after, limit, filters: audit_rows(log.index, after, limit, filters))],
+        epoch=log.index.epoch,
+        temporary=TemporaryViewStore,
+    )
     opened.callback(views.close)
-    log.ledger.on_voided(views.reset_soon)
+    log.ledger.on_voided(views.reset_all)
     views.start()
 
     eraser = Eraser(log.recorder, store, device=config.device, clock=clock, drop_from_views=views.forget)

@@ -273,7 +273,7 @@ class NodeService:
 
     def query(self, view: str, *, limit: int | None, cursor: str | None, filters: dict[str, Any]) -> QueryPage:
         """See `VaultService.query`."""
-        self._views.view(view)
+        self._views.row_type(view)
         self.wait_for(self._vault_log.index.horizon, timeout=VIEWS_WAIT_S)
         page = self._views.query(view, limit=limit, cursor=cursor, filters=filters)
         rows = tuple(msgspec.to_builtins(row) for row in page.rows)
@@ -295,7 +295,7 @@ class NodeService:
     def status(self) -> Status:
         """See `VaultService.status`."""
         index = self._vault_log.index
-        states = self._views.states()
+        states = self._views.status()
         details = {**self._details(), "waiting_appends": self._vault_log.writer.waiting}
         errors = {
             "reconciler": self._vault_log.reconciler.last_error,
@@ -322,13 +322,14 @@ class NodeService:
 
     def replay(self, view: str | None) -> dict[str, Any]:
         """See `VaultService.replay`."""
-        names = [self._views.view(view).name] if view is not None else list(self._views.names)
+        if view is not None:
+            self._views.live(view)
+        names = [view] if view is not None else list(self._views.status())
         horizon = self._vault_log.index.horizon
         self.wait_for(horizon, timeout=VIEWS_WAIT_S)
-        before = self._views.states()
-        for name in names:
-            self._views.rebuild(name)
-        after = self._views.states()
+        before = self._views.status()
+        self._views.rebuild(*names)
+        after = self._views.status()
         return {
             name: {
                 "position": after[name].position,
