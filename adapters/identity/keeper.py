@@ -17,7 +17,7 @@ import msgspec
 
 from walytis_vault.adapters.identity import certificates
 from walytis_vault.adapters.identity.store_key import StoreKey, parse_store_key
-from walytis_vault.adapters.walytis import block_ids, upstream
+from walytis_vault.adapters.walytis import block_ids, index_files, upstream
 from walytis_vault.adapters.walytis.files import make_private_folder, read_text, replace_file
 from walytis_vault.domain.errors import MisuseError, StorageError, TransportError, VaultError
 
@@ -147,13 +147,14 @@ def control_keys_on_record(did: str) -> list[certificates.ControlKeys] | None:
 
 
 def _control_key_blocks(chain_id: str) -> Iterator[bytes]:
-    from walytis_vault.adapters.walytis.chain import WalytisChain
-
-    chain = WalytisChain(chain_id)
-    for ref in chain.blocks():
-        if certificates.CONTROL_KEY_TOPIC in block_ids.short_of(ref.block_id):
-            with contextlib.suppress(VaultError):
-                yield chain.read(ref)
+    chain = upstream.core().get_blockchain(chain_id)
+    for name in index_files.names(Path(chain.index_dir)):
+        for record in index_files.records(Path(chain.index_dir) / name):
+            if certificates.CONTROL_KEY_TOPIC not in block_ids.short_of(record.long_id):
+                continue
+            with contextlib.suppress(VaultError, OSError):
+                path = Path(chain.get_block_datafile_path_from_cid(block_ids.cid_of(record.long_id)))
+                yield block_ids.content_of(path.read_bytes(), record.long_id)
 
 
 def _store(path: Path, key: StoreKey) -> Any:

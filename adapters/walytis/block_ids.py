@@ -123,3 +123,17 @@ def base255(digits: bytes) -> int:
     for digit in digits:
         number = number * 255 + digit - 1
     return number
+
+
+def to_base255(number: int) -> bytes:
+    """The inverse of `base255`."""
+    digits = bytearray()
+    while number:
+        number, digit = divmod(number, 255)
+        digits.append(digit + 1)
+    return bytes(reversed(digits)) or b"\1"
+
+
+def hash_field(digest: bytes) -> bytes:
+    """A SHA-512 digest as ids carry it."""
+    return to_base255(int.from_bytes(digest, "little"))

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from walytis_vault.adapters.walytis import kubo_repo, quiet, upstream
+from walytis_vault.adapters.walytis.block_store import BlockStore
 from walytis_vault.adapters.walytis.chain import WalytisChain
+from walytis_vault.adapters.walytis.fast_paths import FastPaths
+from walytis_vault.adapters.walytis.fetch import Fetcher
 from walytis_vault.adapters.walytis.files import make_private_folder
 from walytis_vault.domain.errors import MisuseError, TransportError, UnknownIdError, VaultError
 
@@ -46,11 +49,13 @@ class WalytisRuntime:
     _started: ClassVar[bool] = False
     _start_lock: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, home: Path, mode: str, peer_id: str) -> None:
+    def __init__(self, home: Path, mode: str, peer_id: str, fast_paths: FastPaths | None) -> None:
         """For `start` only."""
         self.home = home
         self.mode = mode
         self.peer_id = peer_id
+        self._fast_paths = fast_paths
+        self._fetcher = Fetcher(home / "walytis-log")
         self._chains: dict[str, WalytisChain] = {}
         self._lock = threading.RLock()
 
@@ -75,7 +80,7 @@ class WalytisRuntime:
             if cls._started:
                 raise MisuseError("this process already started a Walytis node: use a process for each node")
             home = home.absolute()
-            folders = {name: home / name for name in ("ipfs", "walytis", "walytis-log")}
+            folders = {name: home / name for name in ("ipfs", "walytis", "walytis-index", "walytis-log")}
             for folder in folders.values():
                 make_private_folder(folder)
             quiet.hush(folders["walytis-log"])
@@ -84,7 +89,22 @@ class WalytisRuntime:
             peer_id = kubo_repo.prepare(folders["ipfs"], mode=mode, port=port, peers=peers)
             cls._started = True
             upstream.load(folders["ipfs"], folders["walytis"], folders["walytis-log"])
-            return cls(home, mode, peer_id)
+            return cls(home, mode, peer_id, cls._install_fast_paths(home))
+
+    @staticmethod
+    def _install_fast_paths(home: Path) -> FastPaths | None:
+        if not upstream.versions_are_proven():
+            upstream.logger.warning("Walytis has other versions than those proven: blocks are slow on long chains")
+            return None
+        store = BlockStore(home / "ipfs")
+        fast = FastPaths(home / "walytis-index", store if store.self_test(upstream.node()) else None)
+        fast.install()
+        return fast
+
+    @property
+    def fast_paths_active(self) -> bool:
+        """Whether upstream's slow paths are replaced."""
+        return self._fast_paths is not None
 
     @property
     def addresses(self) -> list[str]:
@@ -122,7 +142,9 @@ class WalytisRuntime:
 
     def _chain(self, chain_id: str) -> WalytisChain:
         if chain_id not in self._chains:
-            self._chains[chain_id] = WalytisChain(chain_id)
+            self._chains[chain_id] = WalytisChain(
+                chain_id, index_folder=self.home / "walytis-index", fetcher=self._fetcher
+            )
         return self._chains[chain_id]
 
     def connect(self, multiaddr: str) -> None:
@@ -146,6 +168,8 @@ class WalytisRuntime:
         with self._lock:
             for chain in self._chains.values():
                 chain.close()
+            if self._fast_paths is not None:
+                self._fast_paths.flush()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ of that import, so there is one node for each process. Everything comes out as `
 
 from __future__ import annotations
 
+import base64
 import importlib
 import importlib.metadata
 import os
@@ -27,6 +28,7 @@ PROVEN_VERSIONS: Final = {
 }
 """What our replacements of upstream's functions were proven on; with anything else they stay off."""
 
+logger = quiet.logger
 _chains_lock = threading.RLock()
 
 
@@ -110,3 +112,13 @@ def identities() -> Any:
     module = importlib.import_module("walytis_identities")
     quiet.hush_loggers()
     return module
+
+
+def encode_bytes(data: bytes) -> str:
+    """Bytes as upstream's messages carry them: base 64 without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def decode_bytes(text: str) -> bytes:
+    """The inverse of `encode_bytes`. Raises ValueError."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

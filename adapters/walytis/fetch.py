@@ -1,0 +1,90 @@
+"""Gets block files from peers by content id, with an end to each wait.
+
+Kubo's download cannot be cancelled and waits for ever, so each runs in a thread of its own, few at a time; who
+waits longer than a timeout gets an error while the download goes on for the next one who asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from walytis_vault.adapters.walytis import block_ids, unixfs, upstream
+from walytis_vault.domain.errors import NotYetAvailableError, UntrustedInputError
+
+MAX_DOWNLOADS: Final = 16
+"""At once. One for a block that nobody has keeps its place until the process ends, or the block appears."""
+
+
+class _Download:
+    """One download that several may wait for."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.data: bytes | None = None
+        self.error = "no peer delivered it"
+
+
+class Fetcher:
+    """Downloads. Any thread may call."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder for half-finished downloads; its files are removed."""
+        self._folder = folder
+        for left in folder.glob("fetch-*"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        self._lock = threading.Lock()
+        self._running: dict[str, _Download] = {}
+
+    def fetch(self, cid: str, timeout: float) -> bytes:
+        """The file with this content id.
+
+        Args:
+            cid: an IPFS content id.
+            timeout: seconds.
+        Raises:
+            NotYetAvailableError: it did not come in time, or too many others are being waited for.
+            UntrustedInputError: not a content id, or larger than a block can be.
+        """
+        cid = block_ids.checked_cid(cid)
+        deadline = time.monotonic() + timeout
+        download = self._start(cid)
+        if not download.done.wait(max(0.0, deadline - time.monotonic())):
+            raise NotYetAvailableError(f"no peer delivered block {cid} within {timeout:g} s: try again later")
+        if download.data is None:
+            raise NotYetAvailableError(f"block {cid} could not be fetched ({download.error}): try again later")
+        return download.data
+
+    def _start(self, cid: str) -> _Download:
+        with self._lock:
+            running = self._running.get(cid)
+            if running is not None:
+                return running
+            if len(self._running) >= MAX_DOWNLOADS:
+                raise NotYetAvailableError("too many blocks are being waited for: try again later")
+            download = self._running[cid] = _Download()
+        threading.Thread(target=self._run, args=(cid, download), name="fetch-block", daemon=True).start()
+        return download
+
+    def _run(self, cid: str, download: _Download) -> None:
+        path = self._folder / f"fetch-{cid}"
+        try:
+            if upstream.node().files.download(cid, str(path)):
+                if path.stat().st_size > unixfs.MAX_FILE_BYTES:
+                    raise UntrustedInputError("larger than a block can be")
+                data = path.read_bytes()
+                if unixfs.cid_of(data) != cid:
+                    raise UntrustedInputError("stored in another way than blocks are")
+                download.data = data
+        except Exception as e:  # upstream raises bare Exceptions
+            download.error = str(e)
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            with self._lock:
+                self._running.pop(cid, None)
+            download.done.set()
