@@ -74,7 +74,7 @@ def open_descriptor(key: ContentKey, content_id: ContentId, sealed: bytes) -> De
     try:
         descriptor = _decoder.decode(raw)
         descriptor.check()
-    except (msgspec.MsgspecError, MisuseError, RecursionError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, MisuseError, RecursionError) as e:
         raise UntrustedInputError(f"malformed descriptor: {e}") from e
     return descriptor
 

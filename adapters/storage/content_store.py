@@ -273,6 +273,10 @@ class DiskContentStore(SealedTexts):
         """Reclaim the space of forgotten small contents; returns how many pack files went away."""
         return compact(self._state, everything=everything)
 
+    def content_ids(self) -> list[ContentId]:
+        """Every content whose key or bytes are here; tombstones are not listed."""
+        return self._state.index.content_ids()
+
     def usage(self) -> Usage:
         """What the store takes on disk."""
         contents, blob_bytes, keys, tombstones = self._state.index.counts()

@@ -111,6 +111,11 @@ class StoreIndex:
             ],
         )
 
+    def content_ids(self) -> list[ContentId]:
+        """Every content of which anything is here, ascending."""
+        with self.database.read() as connection:
+            return [ContentId(i) for (i,) in connection.execute("SELECT content_id FROM contents ORDER BY 1")]
+
     def slots(self) -> list[int]:
         """Every slot in use."""
         with self.database.read() as connection:

@@ -51,5 +51,5 @@ class SecretsFile:
             return {}
         try:
             return _decoder.decode(self._keys.sealer(SECRETS).open(sealed))
-        except (UntrustedInputError, msgspec.MsgspecError) as e:
+        except (UntrustedInputError, msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise StorageError(f"{SECRETS_FILE} is damaged or of another vault: restore it from a backup") from e

@@ -170,7 +170,7 @@ def _read_master_file(folder: Path, fs: FileSystem) -> MasterFile:
         found = _decoder.decode(raw)
         if found.argon2 is not None:
             found.argon2.check()
-    except (msgspec.MsgspecError, RecursionError, UntrustedInputError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UntrustedInputError) as e:
         raise StorageError(f"{MASTER_FILE} is damaged ({e}): restore it from a backup") from e
     if found.version != MASTER_VERSION or (found.argon2 is None) != (found.kind == "key-file"):
         raise StorageError(f"{MASTER_FILE} has version {found.version}: it needs another walytis-vault")
