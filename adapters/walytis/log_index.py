@@ -193,6 +193,11 @@ class LogIndex:
             found = find_reply(connection, client, request_id, digest)
             return found.reply if found else None
 
+    def has_tag(self, tag: str) -> bool:
+        """Whether any event carries the tag, pending ones included."""
+        with self.database.read() as connection:
+            return connection.execute("SELECT 1 FROM tags WHERE tag = ? LIMIT 1", (tag,)).fetchone() is not None
+
     def forks(self) -> list[tuple[str, int]]:
         """(device, number) for which more than one batch exists: proofs of a fork."""
         with self.database.read() as connection:

@@ -116,7 +116,14 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
     log.ledger.on_voided(views.reset_all)
     views.start()
 
-    eraser = Eraser(log.recorder, store, device=config.device, clock=clock, drop_from_views=views.forget)
+    eraser = Eraser(
+        log.recorder,
+        store,
+        device=config.device,
+        clock=clock,
+        drop_from_views=views.forget,
+        unpublished=store.content_ids(),
+    )
     opened.callback(eraser.close)
     eraser.start()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery, DCBQueryItem
@@ -48,8 +48,15 @@ class Eraser:
         device: str,
         clock: Clock,
         drop_from_views: Callable[[list[bytes]], None],
+        unpublished: Sequence[ContentId] = (),
     ) -> None:
-        """`drop_from_views` makes the views forget sealed descriptors and caches of erased contents."""
+        """Prepare; `start` runs.
+
+        Args:
+            drop_from_views: makes the views forget sealed descriptors and caches of erased contents.
+            unpublished: contents that the store held before anything was published by this process: those
+                that no event speaks of were cut off between their bytes and their event, and are erased.
+        """
         self._log = log
         self._store = store
         self._device = device
@@ -57,6 +64,7 @@ class Eraser:
         self._drop_from_views = drop_from_views
         self._lock = threading.Lock()
         """One erasure at a time."""
+        self._unpublished = list(unpublished)
         self._looked_at = 0
         self._failed = False
         self._expiries: dict[bytes, int] = {}
@@ -134,6 +142,7 @@ class Eraser:
             if self._stop.is_set():
                 return
             try:
+                self._sweep()
                 self._follow()
                 self._expire()
                 self._failed, self.last_error = False, None
@@ -148,6 +157,15 @@ class Eraser:
             due.append(max(0.0, (min(self._expiries.values()) - self._clock.wall_ms()) / 1000))
         # A wall clock can be set: look again within the hour however far away an expiry seems.
         return min([*due, 3600.0]) if due else None
+
+    def _sweep(self) -> None:
+        """Erase what a crash cut off between a content's bytes and its event; nobody was told that it is there."""
+        orphans = [c for c in self._unpublished if not self._log.index.has_tag(ev.content_tag(c))]
+        if orphans:
+            _log.info("erasing %d contents that were never published", len(orphans))
+            with self._lock:
+                self._store.erase(tuple(orphans))
+        self._unpublished = []
 
     def _follow(self) -> None:
         """Look at everything new; only afterwards count it as looked at."""

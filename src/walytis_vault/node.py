@@ -27,6 +27,8 @@ START_TIMEOUT_S: Final = 120.0
 """A start that has much to catch up may take long; a healthy one takes about a second."""
 STOP_TIMEOUT_S: Final = 5.0
 MAX_ANSWER: Final = 1 << 20
+CHILD_MODULE = "walytis_vault.process"
+"""What runs in the child; tests put one in its place that can be told to crash."""
 
 
 class VaultInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +155,7 @@ def _start(job: Job, home: Path | None) -> subprocess.Popen[bytes]:
             if home is not None:
                 log = opened.enter_context(os.fdopen(os.open(home / "node.log", _LOG_FLAGS, 0o600), "wb"))
             child = subprocess.Popen(
-                [sys.executable, "-m", "walytis_vault.process"],
+                [sys.executable, "-m", CHILD_MODULE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
