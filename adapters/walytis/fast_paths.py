@@ -7,33 +7,39 @@ otherwise upstream stays as it is and `install` says so. What is replaced and wh
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import queue
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from walytis_vault.adapters.walytis import ancestry, block_ids, index_files, unixfs, upstream
+from walytis_vault.adapters.walytis import ancestry, block_ids, gossip, index_files, recovery, unixfs, upstream
 from walytis_vault.adapters.walytis.block_index import BlockIndex
 from walytis_vault.adapters.walytis.block_store import BlockStore, write_whole
+from walytis_vault.adapters.walytis.fetch import Fetcher
+from walytis_vault.adapters.walytis.intake import Intake
 from walytis_vault.domain.faults import fault
 
 _INDEX: Final = "_walytis_vault_index"
+_INTAKE: Final = "_walytis_vault_intake"
 _ANNOUNCE: Final = "_walytis_vault_announce"
 
 
 class FastPaths:
     """The replacements, with what they need. One for each process."""
 
-    def __init__(self, index_folder: Path, store: BlockStore | None) -> None:
+    def __init__(self, index_folder: Path, store: BlockStore | None, fetcher: Fetcher) -> None:
         """Prepare.
 
         Args:
             index_folder: where the chains' indexes lie.
             store: the short cut into kubo's blockstore; None to go through `AddFile`.
+            fetcher: gets blocks from peers.
         """
         self._index_folder = index_folder
         self._store = store
@@ -41,6 +47,9 @@ class FastPaths:
         self._records: Any = importlib.import_module("walytis_beta.block_records")
         self._networking: Any = importlib.import_module("walytis_beta.block_networking")
         self._indexes: dict[str, BlockIndex] = {}
+        self._fetcher = fetcher
+        self.on_write: Callable[[], None] = lambda: None
+        """Called after a block was written."""
 
     def install(self) -> None:
         """Put the replacements in place, before any chain is loaded."""
@@ -123,7 +132,30 @@ class FastPaths:
             self.generate_id()
             setattr(self, _ANNOUNCE, blockchain_id)
 
+        def blocks_finder_tick(self: Any) -> bool:
+            intake = intake_of(self)
+            if intake is not None and not self._terminate:
+                intake.tick()
+            return bool(self._terminate)
+
+        def datafile_path(self: Any, ipfs_cid: str) -> str:
+            return str(original_path(self, block_ids.checked_cid(ipfs_cid)))
+
+        def save_invitations(self: Any) -> None:
+            with self.config_lock:
+                recovery.save_json(Path(self.invitations_path), self.invitations, fast._index_folder)
+
+        def save_config(self: Any, already_locked: bool = False) -> None:
+            with contextlib.nullcontext() if already_locked else self.config_lock:
+                recovery.save_json(Path(self.config_path), {"name": self.name}, fast._index_folder)
+
+        chain.save_invitations = save_invitations
+        chain.save_config = save_config
         self_module = self._records
+        original_path = chain.get_block_datafile_path_from_cid
+        chain.get_block_datafile_path_from_cid = datafile_path
+        chain._blocks_finder_tick = blocks_finder_tick
+        gossip.install(want)
         block_base = importlib.import_module("walytis_beta_tools.block_model").Block
         original_publish = block.publish_and_generate_id
         chain.load_block_records = load_block_records
@@ -140,6 +172,8 @@ class FastPaths:
         index = BlockIndex(self._index_folder / f"{chain.blockchain_id}.db", Path(chain.index_dir))
         chain.__dict__[_INDEX] = index
         self._indexes[chain.blockchain_id] = index
+        waiting_room = self._index_folder / f"{chain.blockchain_id}.waiting.db"
+        chain.__dict__[_INTAKE] = Intake(chain, index, self._fetcher, waiting_room)
         return index
 
     def record(self, chain: Any, block: Any) -> bool:
@@ -168,6 +202,7 @@ class FastPaths:
         path.parent.mkdir(exist_ok=True)
         # As upstream has it, the block counts as known only from here on.
         write_whole(path, bytes(block.file_data))
+        self.on_write()
         announce = getattr(block, _ANNOUNCE, None)
         if announce is not None:
             self._announcements.put((announce, long_id))
@@ -198,8 +233,12 @@ class FastPaths:
         node = upstream.node()
         while True:
             topic, long_id = self._announcements.get()
-            message = {"message": "New block!", "block_id": upstream.encode_bytes(long_id)}
+            text = upstream.encode_bytes(long_id)
+            message = {"message": "New block!", "block_id": text}
             try:
+                running = upstream.core().get_blockchain(topic)
+                if running is not None:
+                    running.update_shared_leaf_blocks([text])
                 node.pubsub.publish(topic, msgspec.json.encode(message))
             except Exception as e:  # peers hear of it with the next leaves
                 upstream.logger.debug("block not announced: %s", e)
@@ -209,6 +248,19 @@ def index_of(chain: Any) -> BlockIndex | None:
     """Our index of one of upstream's chains; None before it has any."""
     index: BlockIndex | None = chain.__dict__.get(_INDEX)
     return index
+
+
+def intake_of(chain: Any) -> Intake | None:
+    """Our intake of one of upstream's chains; None before it has any."""
+    intake: Intake | None = chain.__dict__.get(_INTAKE)
+    return intake
+
+
+def want(chain: Any, block_id: bytes) -> None:
+    """Get a block that a peer named."""
+    intake = intake_of(chain)
+    if intake is not None:
+        intake.want(block_id)
 
 
 def _parents_in(index: BlockIndex, keys: list[bytes], long_ids: list[Any]) -> ancestry.ParentsOf:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from walytis_vault.adapters.walytis import kubo_repo, quiet, upstream
+from walytis_vault.adapters.walytis import gossip, kubo_repo, quiet, recovery, upstream
 from walytis_vault.adapters.walytis.block_store import BlockStore
 from walytis_vault.adapters.walytis.chain import WalytisChain
 from walytis_vault.adapters.walytis.fast_paths import FastPaths
@@ -49,13 +49,13 @@ class WalytisRuntime:
     _started: ClassVar[bool] = False
     _start_lock: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, home: Path, mode: str, peer_id: str, fast_paths: FastPaths | None) -> None:
+    def __init__(self, home: Path, mode: str, peer_id: str, fetcher: Fetcher, fast_paths: FastPaths | None) -> None:
         """For `start` only."""
         self.home = home
         self.mode = mode
         self.peer_id = peer_id
         self._fast_paths = fast_paths
-        self._fetcher = Fetcher(home / "walytis-log")
+        self._fetcher = fetcher
         self._chains: dict[str, WalytisChain] = {}
         self._lock = threading.RLock()
 
@@ -87,18 +87,21 @@ class WalytisRuntime:
             with quiet.without_kubo_log(folders["walytis-log"]):
                 upstream.load_kubo()
             peer_id = kubo_repo.prepare(folders["ipfs"], mode=mode, port=port, peers=peers)
+            recovery.recover(home)
             cls._started = True
             upstream.load(folders["ipfs"], folders["walytis"], folders["walytis-log"])
-            return cls(home, mode, peer_id, cls._install_fast_paths(home))
+            fetcher = Fetcher(home / "walytis-log")
+            return cls(home, mode, peer_id, fetcher, cls._install_fast_paths(home, fetcher))
 
     @staticmethod
-    def _install_fast_paths(home: Path) -> FastPaths | None:
+    def _install_fast_paths(home: Path, fetcher: Fetcher) -> FastPaths | None:
         if not upstream.versions_are_proven():
             upstream.logger.warning("Walytis has other versions than those proven: blocks are slow on long chains")
             return None
         store = BlockStore(home / "ipfs")
-        fast = FastPaths(home / "walytis-index", store if store.self_test(upstream.node()) else None)
+        fast = FastPaths(home / "walytis-index", store if store.self_test(upstream.node()) else None, fetcher)
         fast.install()
+        fast.on_write = recovery.Syncer(home).written
         return fast
 
     @property
@@ -142,6 +145,7 @@ class WalytisRuntime:
 
     def _chain(self, chain_id: str) -> WalytisChain:
         if chain_id not in self._chains:
+            gossip.wait_for(chain_id)
             self._chains[chain_id] = WalytisChain(
                 chain_id, index_folder=self.home / "walytis-index", fetcher=self._fetcher
             )

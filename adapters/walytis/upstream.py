@@ -7,11 +7,13 @@ of that import, so there is one node for each process. Everything comes out as `
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib
 import importlib.metadata
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,3 +124,9 @@ def encode_bytes(data: bytes) -> str:
 def decode_bytes(text: str) -> bytes:
     """The inverse of `encode_bytes`. Raises ValueError."""
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def schedule(task: Callable[[], object]) -> None:
+    """Have upstream's thread pool do something, some time; errors are logged and dropped."""
+    with contextlib.suppress(RuntimeError):
+        importlib.import_module("walytis_beta.scheduler").get_scheduler().add_task("walytis-vault", task, ())

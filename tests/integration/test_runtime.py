@@ -1,0 +1,258 @@
+"""The embedded Walytis node on real processes: start, quiet, restart, kill, two nodes that hear each other."""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.walytis_child import RemoteChain, WalytisChild
+from walytis_vault.domain.errors import (
+    AlreadyRunningError,
+    MisuseError,
+    StorageError,
+    TransportError,
+    UnknownIdError,
+)
+from walytis_vault.domain.ports import BlockRef
+
+WAIT = 30.0
+
+
+class Nodes:
+    """Starts nodes, and kills those that still run when the test ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._children: list[WalytisChild] = []
+
+    def start(self, name: str, *, mode: str = "loopback", peers: tuple[str, ...] = ()) -> WalytisChild:
+        """Start a node with a home of this name, or start it again."""
+        child = WalytisChild(self.folder / name, mode=mode, peers=peers)
+        self._children.append(child)
+        return child
+
+    def kill_all(self) -> None:
+        """End whatever still runs."""
+        for child in self._children:
+            child.kill()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    """Nodes that do not outlive the test."""
+    made = Nodes(tmp_path)
+    yield made
+    made.kill_all()
+
+
+def heard_by(chain: RemoteChain) -> queue.Queue[BlockRef]:
+    """The hints of a chain from now on."""
+    heard: queue.Queue[BlockRef] = queue.Queue()
+    chain.listen(heard.put)
+    return heard
+
+
+def wait_for_block(chain: RemoteChain, heard: queue.Queue[BlockRef], wanted: BlockRef) -> None:
+    """Wait until a chain knows a block."""
+    while chain.find(wanted.key) is None:
+        heard.get(timeout=WAIT)
+
+
+def test_a_node_leaves_the_callers_files_and_streams_alone(nodes: Nodes) -> None:
+    """A node's libraries write nothing to stdout or stderr, and no file outside the vault's home."""
+    child = nodes.start("a")
+    chain = child.create_chain("quiet")
+    chain.append(b"content")
+    assert child.stop() == 0
+    assert list(child.cwd.iterdir()) == []
+    assert list((nodes.folder / "a" / "user").rglob("*")) == []
+    assert child.errors.read_text() == ""
+
+
+def test_loopback_stays_on_loopback(nodes: Nodes) -> None:
+    """In loopback mode the node has addresses of 127.0.0.1 only, no bootstrap peers and no discovery."""
+    child = nodes.start("a")
+    config = json.loads((nodes.folder / "a" / "vault" / "ipfs" / "config").read_text())
+    assert child.addresses
+    assert all(a.startswith("/ip4/127.0.0.1/tcp/") and a.endswith(f"/p2p/{child.peer_id}") for a in child.addresses)
+    assert config["Bootstrap"] == []
+    assert config["Discovery"]["MDNS"]["Enabled"] is False
+    assert not config["Addresses"]["API"]
+    assert not config["Addresses"]["Gateway"]
+    assert child.fast_paths
+
+
+def test_private_things_are_private(nodes: Nodes) -> None:
+    """The folders of a home can be entered by their owner only, and the node's key file is readable by no one else."""
+    nodes.start("a")
+    home = nodes.folder / "a" / "vault"
+    for folder in home.iterdir():
+        assert folder.stat().st_mode & 0o077 == 0
+    assert (home / "ipfs" / "config").stat().st_mode & 0o077 == 0
+
+
+def test_a_killed_node_comes_back_with_everything(nodes: Nodes) -> None:
+    """After SIGKILL the same peer id, port and chain come back, with every appended block, and it goes on."""
+    first = nodes.start("a")
+    chain = first.create_chain("log")
+    refs = [chain.append(b"block %d" % number) for number in range(20)]
+    first.kill()
+    second = nodes.start("a")
+    assert (second.peer_id, second.addresses) == (first.peer_id, first.addresses)
+    again = second.open_chain(chain.chain_id)
+    assert [again.read(ref) for ref in refs] == [b"block %d" % number for number in range(20)]
+    assert again.leaves() == [refs[-1]]
+    assert again.append(b"more").parents[0] in {refs[-1].key, next(iter(again.blocks())).key}
+
+
+def test_a_second_node_on_the_same_home_is_refused(nodes: Nodes) -> None:
+    """Two nodes never share a repository: the second gets our error and the first goes on."""
+    first = nodes.start("a")
+    with pytest.raises(AlreadyRunningError):
+        nodes.start("a")
+    assert first.create_chain("log").append(b"x")
+
+
+def test_wrong_calls_get_our_errors(nodes: Nodes) -> None:
+    """Unknown chains, names that are taken, dead peers and unknown modes raise our errors, nothing raw."""
+    child = nodes.start("a")
+    child.create_chain("log")
+    with pytest.raises(UnknownIdError):
+        child.open_chain("QmNothingOfTheKind")
+    with pytest.raises(UnknownIdError):
+        child.open_chain("../../etc")
+    with pytest.raises(MisuseError):
+        child.create_chain("log")
+    with pytest.raises(MisuseError):
+        child.create_chain("")
+    with pytest.raises(TransportError):
+        child.call("connect", address="/ip4/127.0.0.1/tcp/9/p2p/12D3KooWHHzSeKaY8xuZVzkLbKFfvNgPPeKhFBGrMbNzbm5akpqu")
+    with pytest.raises(MisuseError):
+        child.call("start", home=str(nodes.folder / "b"), mode="loopback", peers=[])
+    with pytest.raises(MisuseError):
+        nodes.start("c", mode="everywhere")
+
+
+def test_a_torn_config_is_restored_from_its_good_copy(nodes: Nodes) -> None:
+    """A node whose kubo config was cut off in the middle starts with the same identity from the good copy."""
+    first = nodes.start("a")
+    first.kill()
+    config = nodes.folder / "a" / "vault" / "ipfs" / "config"
+    config.write_bytes(config.read_bytes()[:700])
+    assert nodes.start("a").peer_id == first.peer_id
+
+
+def test_a_config_without_good_copy_is_an_error_not_a_new_identity(nodes: Nodes) -> None:
+    """When config and copy are both damaged the node says what to do and does not quietly become another peer."""
+    nodes.start("a").kill()
+    for name in ("config", "config.good"):
+        (nodes.folder / "a" / "vault" / "ipfs" / name).write_bytes(b"{")
+    with pytest.raises(StorageError, match="backup"):
+        nodes.start("a")
+
+
+def test_torn_chain_files_are_repaired(nodes: Nodes) -> None:
+    """A chain whose files were torn by a crash opens with all whole blocks, and damaged block files come back."""
+    first = nodes.start("a")
+    chain = first.create_chain("log")
+    refs = [chain.append(b"block %d" % number) for number in range(5)]
+    first.kill()
+    folder = nodes.folder / "a" / "vault" / "walytis" / chain.chain_id
+    index = sorted((folder / "KnownBlocksIndex").iterdir())[-1]
+    index.write_bytes(index.read_bytes() + b"\x05\x10\x00half a record")
+    for name in ("Config.json", "Invitations.json"):
+        (folder / name).write_bytes(b'{"na')
+    block_file = next(
+        p for p in (folder / "ReceivedBlocks").rglob("Qm*") if p.is_file() and b"block 3" in p.read_bytes()
+    )
+    block_file.write_bytes(block_file.read_bytes()[:100])
+    again = nodes.start("a").open_chain(chain.chain_id)
+    assert [again.read(ref) for ref in refs] == [b"block %d" % number for number in range(5)]
+    assert again.leaves() == [refs[-1]]
+    assert again.read(again.append(b"more")) == b"more"
+    assert block_file.stat().st_size > 100
+
+
+def test_a_lost_index_is_made_anew(nodes: Nodes) -> None:
+    """Our index holds nothing that cannot be read again: after its loss or damage the chain is as before."""
+    first = nodes.start("a")
+    chain = first.create_chain("log")
+    refs = [chain.append(b"block %d" % number) for number in range(5)]
+    first.kill()
+    indexes = nodes.folder / "a" / "vault" / "walytis-index"
+    for path in indexes.glob(f"{chain.chain_id}.db*"):
+        path.write_bytes(b"no database")
+    again = nodes.start("a")
+    assert again.open_chain(chain.chain_id).leaves() == [refs[-1]]
+    again.kill()
+    shutil.rmtree(indexes)
+    assert nodes.start("a").open_chain(chain.chain_id).leaves() == [refs[-1]]
+
+
+def _joined(nodes: Nodes, blocks: int) -> tuple[RemoteChain, RemoteChain, WalytisChild, WalytisChild]:
+    """Two connected nodes that share a chain, the second by copy of the first's chain folder."""
+    a = nodes.start("a")
+    chain = a.create_chain("log")
+    home = nodes.folder
+    target = home / "b" / "vault" / "walytis" / chain.chain_id
+    shutil.copytree(home / "a" / "vault" / "walytis" / chain.chain_id, target)
+    for number in range(blocks):
+        chain.append(b"missed %d" % number)
+    b = nodes.start("b", peers=tuple(a.addresses[:1]))
+    return chain, b.open_chain(chain.chain_id), a, b
+
+
+def test_two_nodes_hear_each_other(nodes: Nodes) -> None:
+    """A block appended on one node is heard and read on the other, both ways, and the chains converge."""
+    on_a, on_b, a, b = _joined(nodes, 0)
+    heard_a, heard_b = heard_by(on_a), heard_by(on_b)
+    b.call("connect", address=a.addresses[0])
+    assert b.call("peers") == [a.peer_id]
+    first = on_a.append(b"from a")
+    wait_for_block(on_b, heard_b, first)
+    assert on_b.read(first) == b"from a"
+    second = on_b.append(b"from b")
+    wait_for_block(on_a, heard_a, second)
+    assert on_a.read(second) == b"from b"
+    assert on_a.leaves() == on_b.leaves() == [second]
+
+
+def test_missed_blocks_come_in_with_the_next(nodes: Nodes) -> None:
+    """A node that missed hundreds of blocks gets them all, ancestors first, when it hears of one new block."""
+    on_a, on_b, a, b = _joined(nodes, 300)
+    heard = heard_by(on_b)
+    b.call("connect", address=a.addresses[0])
+    seen: list[BlockRef] = []
+    last = on_a.append(b"the next")
+    while on_b.find(last.key) is None:
+        seen.append(heard.get(timeout=WAIT))
+    assert on_b.leaves() == [last]
+    assert {ref.key for ref in on_a.blocks()} == {ref.key for ref in on_b.blocks()}
+    known: set[bytes] = set()
+    for ref in on_b.blocks():
+        assert set(ref.parents) <= known
+        known.add(ref.key)
+
+
+def test_a_child_that_ends_answers_nothing_more(nodes: Nodes) -> None:
+    """Stopping is bounded: a node under load ends within seconds, and calls on it fail with our error."""
+    child = nodes.start("a")
+    chain = child.create_chain("log")
+    done = threading.Event()
+
+    def keep_busy() -> None:
+        try:
+            for number in range(10_000):
+                chain.append(b"%d" % number)
+        except TransportError:
+            done.set()
+
+    threading.Thread(target=keep_busy, daemon=True).start()
+    assert child.stop() == 0
+    assert done.wait(WAIT)
