@@ -1,0 +1,252 @@
+"""Full disks and I/O errors at every call: a typed error, no acknowledgement, nothing lost, forgetting works."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.content_stores import Kept, ciphertext, get, new_id, open_store, put
+from support.faulty_files import FaultPlan, FaultyFileSystem, faulty_sqlite
+from walytis_vault.adapters.storage.content_store import DiskContentStore
+from walytis_vault.domain.errors import ForgottenError, StorageError, StorageFullError, VaultError
+from walytis_vault.domain.ids import ContentId
+from walytis_vault.domain.limits import SEGMENT_BYTES
+
+ERRORS = [pytest.param(errno.ENOSPC, id="ENOSPC"), pytest.param(errno.EIO, id="EIO")]
+MOST_CALLS = 80
+
+
+@pytest.fixture
+def plan() -> Iterator[FaultPlan]:
+    """Faults for the file system and for SQLite together."""
+    made = FaultPlan()
+    with faulty_sqlite(made):
+        yield made
+
+
+def each_call(
+    tmp_path: Path, plan: FaultPlan, error: int, action: Callable[[DiskContentStore, Kept], None]
+) -> Iterator[tuple[DiskContentStore, Kept, VaultError | None]]:
+    """Run `action` on fresh stores, with its first, second, … call to the disk failing, until none fails.
+
+    Yields the store still open after the failure, a content that was stored before, and the error.
+    """
+    for number in range(MOST_CALLS):
+        home = tmp_path / str(number)
+        plan.count_only()
+        store = open_store(home, fs=FaultyFileSystem(plan))
+        before = put(store, os.urandom(700))
+        plan.fail_call(number, error)
+        caught: VaultError | None = None
+        try:
+            action(store, before)
+        except VaultError as e:
+            caught = e
+        failed = list(plan.failed)
+        plan.count_only()
+        yield store, before, caught
+        store.close()
+        if not failed:
+            assert number > 2, "the action made hardly any calls: the faults are not wired up"
+            return
+    raise AssertionError("the action never ran out of calls")
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("size", [900, 200_000])
+def test_publishing(tmp_path: Path, plan: FaultPlan, error: int, size: int) -> None:
+    """Whichever call fails: finish raises our error or the content is there; all else stays; a restart agrees."""
+    content_id = ContentId(os.urandom(16))
+    done: list[Kept] = []
+
+    def publish(store: DiskContentStore, _: Kept) -> None:
+        done.clear()
+        done.append(put(store, bytes(size), content_id=content_id))
+
+    for number, (store, before, caught) in enumerate(each_call(tmp_path, plan, error, publish)):
+        assert (caught is None) == bool(done)
+        assert caught is None or isinstance(caught, StorageError)
+        assert get(store, before) == before.data
+        if caught is not None:
+            assert not store.has_bytes(content_id)
+            assert store.content_key(content_id) is None
+        store.close()
+        again = open_store(tmp_path / str(number), fs=FaultyFileSystem(plan))
+        assert get(again, before) == before.data
+        if done:
+            assert get(again, done[0]) == done[0].data
+        else:
+            # A commit whose fsync failed may or may not be there; what is there must be whole and usable.
+            again.erase((content_id,))
+            put(again, b"works again")
+        again.close()
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("size", [900, 200_000])
+def test_forgetting(tmp_path: Path, plan: FaultPlan, error: int, size: int) -> None:
+    """Whichever call fails: erase raises our error or is done; a restart finishes it; nothing else is touched."""
+    victim: list[Kept] = []
+    cipher: list[bytes] = []
+
+    def forget(store: DiskContentStore, _: Kept) -> None:
+        plan_number = plan._fail_at
+        plan.count_only()
+        victim[:] = [put(store, os.urandom(size))]
+        cipher[:] = [ciphertext(store, victim[0])]
+        plan.fail_call(plan_number or 0, error)
+        store.erase((victim[0].content_id,))
+
+    for number, (store, before, caught) in enumerate(each_call(tmp_path, plan, error, forget)):
+        assert caught is None or isinstance(caught, StorageError)
+        content_id = victim[0].content_id
+        if caught is None:
+            assert store.erased(content_id)
+        assert get(store, before) == before.data
+        store.close()
+        again = open_store(tmp_path / str(number), fs=FaultyFileSystem(plan))
+        if not again.erased(content_id):
+            assert get(again, victim[0]) == victim[0].data, "half forgotten after a restart"
+        again.erase((content_id,))
+        assert again.erased(content_id)
+        with pytest.raises(ForgottenError):
+            get(again, victim[0])
+        assert get(again, before) == before.data
+        left = [p for p in (tmp_path / str(number)).rglob("*") if p.is_file() and cipher[0][60:92] in p.read_bytes()]
+        assert not left
+        again.close()
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_compaction(tmp_path: Path, plan: FaultPlan, error: int) -> None:
+    """Whichever call of a compaction fails, every living content stays readable, then and after a restart."""
+    kept: list[Kept] = []
+
+    def compact(store: DiskContentStore, _: Kept) -> None:
+        plan_number = plan._fail_at
+        plan.count_only()
+        kept[:] = [put(store, os.urandom(400)) for _ in range(6)]
+        store.erase((kept[2].content_id,))
+        plan.fail_call(plan_number or 0, error)
+        store.compact(everything=True)
+
+    for number, (store, before, caught) in enumerate(each_call(tmp_path, plan, error, compact)):
+        assert caught is None or isinstance(caught, StorageError)
+        living = [before, *kept[:2], *kept[3:]]
+        assert all(get(store, one) == one.data for one in living)
+        store.close()
+        again = open_store(tmp_path / str(number), fs=FaultyFileSystem(plan))
+        assert all(get(again, one) == one.data for one in living)
+        assert again.erased(kept[2].content_id)
+        again.compact(everything=True)
+        assert all(get(again, one) == one.data for one in living)
+        usage = again.usage()
+        assert usage.pack_bytes == usage.pack_live_bytes
+        again.close()
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_receiving_from_peers(tmp_path: Path, plan: FaultPlan, error: int) -> None:
+    """Whichever call fails while a ciphertext comes in: our error, and a restart goes on or begins anew."""
+    source = open_store(tmp_path / "source")
+    kept = put(source, os.urandom(SEGMENT_BYTES))
+    leaves, cipher = source.leaf_hashes(kept.content_id), ciphertext(source, kept)
+
+    def receive(store: DiskContentStore, _: Kept) -> None:
+        receiver = store.begin_ciphertext(kept.content_id, kept.root, len(cipher))
+        try:
+            if not receiver.has_leaves:
+                receiver.set_leaves(leaves)
+            for number in receiver.missing():
+                receiver.write_segment(number, cipher[number * SEGMENT_BYTES : (number + 1) * SEGMENT_BYTES])
+            receiver.finish()
+        finally:
+            receiver.close()
+
+    for number, (store, before, caught) in enumerate(each_call(tmp_path, plan, error, receive)):
+        assert caught is None or isinstance(caught, StorageError)
+        assert store.has_bytes(kept.content_id) == (caught is None)
+        store.close()
+        again = open_store(tmp_path / str(number), fs=FaultyFileSystem(plan))
+        if not again.has_bytes(kept.content_id):
+            receive(again, before)
+        assert again.verify(kept.content_id, kept.root)
+        assert get(again, before) == before.data
+        again.close()
+    source.close()
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync", "sqlite sync"])
+def test_a_failed_fsync_ends_writing(tmp_path: Path, plan: FaultPlan, call: str) -> None:
+    """After a failed fsync nothing is acknowledged any more, reading goes on, and a restart mends it."""
+    store = open_store(tmp_path, fs=FaultyFileSystem(plan))
+    kept = put(store, b"before")
+    plan.count_only()
+    size = 100 if call != "fsync" else 200_000
+    put(store, bytes(size))
+    number = plan.calls.index(call)
+    plan.fail_call(number, errno.EIO)
+    with pytest.raises(StorageError):
+        put(store, bytes(size))
+    assert plan.failed == [call]
+    plan.count_only()
+    with pytest.raises(StorageError, match="restart"):
+        put(store, b"later")
+    with pytest.raises(StorageError, match="restart"):
+        store.erase((kept.content_id,))
+    assert get(store, kept) == b"before"
+    store.close()
+    again = open_store(tmp_path, fs=FaultyFileSystem(plan))
+    put(again, b"later")
+    again.erase((kept.content_id,))
+    again.close()
+
+
+def fill(store: DiskContentStore, size: int) -> None:
+    """Publish until the disk refuses."""
+    for _ in range(100):
+        put(store, bytes(size))
+
+
+@pytest.mark.parametrize("free", [0, 3_000, 20_000])
+@pytest.mark.parametrize("count", [1, 300])
+def test_forgetting_on_a_full_disk(tmp_path: Path, plan: FaultPlan, free: int, count: int) -> None:
+    """With the disk full, publishing is refused, reading works, forgetting works, and a restart works."""
+    store = open_store(tmp_path, fs=FaultyFileSystem(plan))
+    kept = [put(store, os.urandom(600)) for _ in range(count)] + [put(store, os.urandom(200_000))]
+    plan.full_beyond(tmp_path, free)
+    for size in (300_000, 60_000):
+        with pytest.raises(StorageFullError):
+            fill(store, size)
+    assert all(get(store, one) == one.data for one in kept)
+    store.erase(tuple(one.content_id for one in kept[1:]))
+    assert all(store.erased(one.content_id) for one in kept[1:])
+    assert get(store, kept[0]) == kept[0].data
+    store.close()
+    again = open_store(tmp_path, fs=FaultyFileSystem(plan))
+    assert get(again, kept[0]) == kept[0].data
+    again.erase((kept[0].content_id,))
+    assert again.erased(kept[0].content_id)
+    again.close()
+
+
+def test_an_unwritable_or_missing_home_is_told(tmp_path: Path) -> None:
+    """A store that cannot be made gives StorageError, not a bare OSError."""
+    (tmp_path / "content").write_text("in the way")
+    with pytest.raises(StorageError):
+        open_store(tmp_path)
+    with pytest.raises(VaultError):
+        open_store(tmp_path / "content" / "below a file")
+
+
+def test_a_vanished_blob_folder_gives_our_error(tmp_path: Path) -> None:
+    """Folders that vanish under a running store give StorageError; nothing is acknowledged."""
+    store = open_store(tmp_path)
+    (tmp_path / "content" / "blobs").rmdir()
+    with pytest.raises(StorageError):
+        put(store, bytes(200_000), content_id=new_id())
+    store.close()
