@@ -90,6 +90,13 @@ class LogIndex:
         self._advanced = threading.Condition()
         self._listeners: set[threading.Event] = set()
         self._horizon = 0
+        self._last = 0
+        """The last position that is committed."""
+        self._unmarked: dict[bytes, bytes] = {}
+        with database.read() as connection:
+            rows: list[Any] = connection.execute("SELECT batch_id, first FROM batches WHERE on_chain = 0").fetchall()
+        self._off_chain: dict[bytes, int] = dict(rows)
+        """Local batches that have no block yet, with their first position: readers stop before them."""
         self.publish_horizon()
 
     # -- visibility ---------------------------------------------------------------------------------------------
@@ -99,22 +106,54 @@ class LogIndex:
         """The last position that readers may see; 0 when there is none."""
         return self._horizon
 
-    def publish_horizon(self) -> int:
-        """Let readers see everything up to the first event that is not on the chain yet; wake the waiting."""
-        with self._advanced:
+    def publish_horizon(self, last: int | None = None) -> int:
+        """Let readers see everything up to the first event that is not on the chain yet; wake the waiting.
+
+        Args:
+            last: a position that is committed, when the caller knows; else the index looks for the last one.
+        """
+        if last is None:
             with self.database.read() as connection:
-                (upto,) = next(
-                    connection.execute(
-                        "SELECT coalesce((SELECT min(first) - 1 FROM batches WHERE on_chain = 0),"
-                        " (SELECT max(position) FROM events), 0)"
-                    )
-                )
-            self._horizon = max(self._horizon, upto)
+                (last,) = next(connection.execute("SELECT coalesce(max(position), 0) FROM events"))
+        with self._advanced:
+            self._last = max(self._last, last)
+            self._horizon = max(self._horizon, min(self._off_chain.values(), default=self._last + 1) - 1)
             self._advanced.notify_all()
             listeners = tuple(self._listeners)
         for listener in listeners:
             listener.set()
         return self._horizon
+
+    def on_chain(self, batch_id: bytes, block: bytes) -> None:
+        """The block of a local batch exists. Written down with the next transaction: after a crash the
+        reconciler finds the block again."""
+        with self._advanced:
+            self._off_chain.pop(batch_id, None)
+            self._unmarked[batch_id] = block
+
+    def is_own_block(self, block: bytes) -> bool:
+        """Whether the block holds a local batch whose mark is not written yet."""
+        with self._advanced:
+            return block in self._unmarked.values()
+
+    def flush_marks(self, connection: apsw.Connection) -> list[bytes]:
+        """Write the marks down, inside a transaction; give the result to `forget_marks` when it is committed."""
+        with self._advanced:
+            marks = dict(self._unmarked)
+        for batch_id, block in marks.items():
+            self.mark_on_chain(connection, batch_id, block)
+        return list(marks)
+
+    def forget_marks(self, batch_ids: Iterable[bytes]) -> None:
+        """These marks are durable."""
+        with self._advanced:
+            for batch_id in batch_ids:
+                self._unmarked.pop(batch_id, None)
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether marks wait to be written."""
+        return bool(self._unmarked)
 
     def listen(self, event: threading.Event) -> None:
         """Set `event` whenever the horizon may have advanced."""
@@ -243,10 +282,20 @@ class LogIndex:
         )
         connection.executemany("DELETE FROM heads WHERE batch_id = ?", [(p,) for p in body.parents()])
         connection.execute("INSERT INTO heads VALUES(?,?)", (batch.batch_id, depth))
+        if block is None:
+            with self._advanced:
+                self._off_chain[batch.batch_id] = first
         return first
+
+    def take_back(self, batch_id: bytes) -> None:
+        """A local batch was rolled back before it was committed."""
+        with self._advanced:
+            self._off_chain.pop(batch_id, None)
 
     def mark_on_chain(self, connection: apsw.Connection, batch_id: bytes, block: bytes) -> None:
         """A local batch has its block; the block needs no further verdict."""
+        with self._advanced:
+            self._off_chain.pop(batch_id, None)
         connection.execute("UPDATE batches SET on_chain = 1, block = ? WHERE batch_id = ?", (block, batch_id))
         self.set_verdict(connection, block, "accepted", None)
 

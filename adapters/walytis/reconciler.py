@@ -45,6 +45,7 @@ class Reconciler:
         self._progress = progress
         self._hints: dict[bytes, BlockRef] = {}
         self._look = False
+        self._local = False
         self._changed = threading.Condition()
         self._closing = False
         self._pass_lock = threading.Lock()
@@ -74,7 +75,22 @@ class Reconciler:
                 self._hints[ref.key] = ref
             else:
                 self._look = True
-            self._changed.notify()
+            # While our own writer makes a block, the hint is most likely about that one: it says so in a moment.
+            if not self._local:
+                self._changed.notify()
+
+    def local_begin(self) -> None:
+        """Our own writer starts to make a block."""
+        with self._changed:
+            self._local = True
+
+    def local_block(self, ref: BlockRef) -> None:
+        """Our own writer made this block: nothing needs to be judged."""
+        with self._changed:
+            self._local = False
+            self._hints.pop(ref.key, None)
+            if self._hints or self._look:
+                self._changed.notify()
 
     def look(self) -> None:
         """Ask for a walk from the leaves, now."""
@@ -92,7 +108,7 @@ class Reconciler:
     def _run(self) -> None:
         while True:
             with self._changed:
-                woken = self._changed.wait_for(lambda: self._hints or self._look or self._closing, LOOK_EVERY_S)
+                woken = self._changed.wait_for(self._woken, LOOK_EVERY_S)
                 if self._closing:
                     return
                 hints, self._hints = list(self._hints.values()), {}
@@ -105,6 +121,9 @@ class Reconciler:
             except (StorageError, TransportError) as e:
                 # Shown by `status`; the next look repeats the whole walk, nothing is lost.
                 self.last_error = str(e)
+
+    def _woken(self) -> bool:
+        return self._closing or self._look or bool(self._hints and not self._local)
 
     def _walk(self, start: Iterable[BlockRef]) -> int:
         """Judge unknown ancestors of `start`, parents first."""
@@ -151,6 +170,8 @@ class Reconciler:
             yield from (ref for ref in refs if not self._known(ref.key))
 
     def _known(self, key: bytes) -> bool:
+        if self._index.is_own_block(key):
+            return True
         with self._index.database.read() as connection:
             return self._index.verdict(connection, key) is not None
 

@@ -67,7 +67,17 @@ class VaultLog:
         self.judge = Judge(self.index, verifier, table, chain.chain_id, root)
         self.ledger = Ledger(self.index, self.judge)
         self.reconciler = Reconciler(self.ledger, chain, progress=progress)
-        self.writer = LogWriter(self.ledger, chain, signer, table, device=device, clock=clock, limits=limits)
+        self.writer = LogWriter(
+            self.ledger,
+            chain,
+            signer,
+            table,
+            device=device,
+            clock=clock,
+            limits=limits,
+            local_begin=self.reconciler.local_begin,
+            local_block=self.reconciler.local_block,
+        )
         self.recorder = LogRecorder(self.index, self.writer)
         self.chain = chain
 

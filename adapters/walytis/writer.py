@@ -11,13 +11,10 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import apsw
-import msgspec
 from eventsourcing.dcb.api import DCBAppendCondition, DCBEvent, DCBQuery
 from eventsourcing.persistence import IntegrityError
 
@@ -40,21 +37,52 @@ from walytis_vault.domain.events import MEMBERSHIP_TOPICS, EventTable
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import BatchId
 from walytis_vault.domain.limits import LIMITS, Limits
-from walytis_vault.domain.ports import Chain, Clock, Signer
+from walytis_vault.domain.ports import BlockRef, Chain, Clock, Signer
 
 EVENT_OVERHEAD: Final = 64
 """Bytes that one event may need in a batch besides its topic and payload."""
+IDLE_S: Final = 0.05
+"""After this time without work the marks of finished blocks are written down."""
+LINGER_S: Final = 0.002
+"""How long a batch waits for more when the last one had several appends. A lone append never waits."""
 RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)
 """Waits between attempts to create a block; the last one repeats."""
 
 
-class _Append(msgspec.Struct):
-    records: list[EventRecord]
-    rows: list[EventRow]
-    condition: DCBAppendCondition | None
-    receipt: Receipt | None
-    size: int
-    done: Future[Appended]
+class _Append:
+    """One append on its way. Its answer comes through a bare lock: a Future costs as much as all the rest."""
+
+    __slots__ = ("_answer", "_latch", "condition", "receipt", "records", "rows", "size")
+
+    def __init__(
+        self,
+        records: list[EventRecord],
+        rows: list[EventRow],
+        condition: DCBAppendCondition | None,
+        receipt: Receipt | None,
+        size: int,
+    ) -> None:
+        self.records, self.rows, self.size = records, rows, size
+        self.condition, self.receipt = condition, receipt
+        self._answer: Appended | Exception | None = None
+        self._latch = threading.Lock()
+        self._latch.acquire()
+
+    def answer(self, answer: Appended | Exception) -> None:
+        """Give the answer; only the first one counts."""
+        if self._answer is None:
+            self._answer = answer
+            self._latch.release()
+
+    def wait(self, timeout: float) -> Appended:
+        """The answer, within `timeout` seconds."""
+        if not self._latch.acquire(timeout=timeout) or self._answer is None:
+            raise TimedOutError(
+                f"not on the chain after {timeout:.0f} s: it may still get there; retry with the same request id"
+            )
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
 
 
 class LogWriter:
@@ -70,8 +98,18 @@ class LogWriter:
         device: str,
         clock: Clock,
         limits: Limits = LIMITS,
+        local_begin: Callable[[], None] = lambda: None,
+        local_block: Callable[[BlockRef], None] = lambda _: None,
     ) -> None:
-        """`device` is the DID under which this node's batches are numbered."""
+        """Prepare; `start` runs.
+
+        Args:
+            device: the DID under which this node's batches are numbered.
+            local_begin, local_block: told before a block of our own is made and when it exists, so that the
+                reconciler need not look at it.
+        """
+        self._local_begin = local_begin
+        self._local_block = local_block
         self._ledger = ledger
         self._index = ledger.index
         self._chain = chain
@@ -83,6 +121,8 @@ class LogWriter:
         self._queue: deque[_Append] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._crowd = 0
+        """How many appends waited when the last batch was made."""
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
 
     def start(self) -> None:
@@ -99,7 +139,7 @@ class LogWriter:
         with self._changed:
             waiting, self._queue = list(self._queue), deque()
         for append in waiting:
-            append.done.set_exception(TransportError("the node is closing: repeat the request when it is back"))
+            append.answer(TransportError("the node is closing: repeat the request when it is back"))
 
     @property
     def waiting(self) -> int:
@@ -129,12 +169,7 @@ class LogWriter:
                 raise TransportError("the node is closing: repeat the request when it is back")
             self._queue.append(append)
             self._changed.notify()
-        try:
-            return append.done.result(timeout)
-        except FutureTimeoutError as e:
-            raise TimedOutError(
-                f"not on the chain after {timeout:.0f} s: it may still get there; retry with the same request id"
-            ) from e
+        return append.wait(timeout)
 
     def _prepare(
         self, events: Sequence[DCBEvent], condition: DCBAppendCondition | None, receipt: Receipt | None
@@ -146,7 +181,7 @@ class LogWriter:
         size = sum(len(r.topic) + len(r.payload) + EVENT_OVERHEAD for r in records)
         if size > self._room() or len(records) > self._limits.batch_events:
             raise MisuseError(f"{len(records)} events of {size} bytes do not fit into one batch: append them in parts")
-        return _Append(records, rows, condition, receipt, size, Future())
+        return _Append(records, rows, condition, receipt, size)
 
     def _room(self) -> int:
         """Bytes for events in one batch, after the largest possible head of it."""
@@ -169,9 +204,19 @@ class LogWriter:
     def _take(self) -> list[_Append]:
         """Wait for work; return all that fits into one batch, oldest first. Empty when closing."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing)
+            waited = self._changed.wait_for(
+                lambda: self._queue or self._closing, IDLE_S if self._index.has_marks else None
+            )
+        if not waited:
+            self._flush_marks()
+            return self._take()
+        with self._changed:
+            if self._crowd > 1 and len(self._queue) < self._crowd:
+                # Those that were answered just now are about to come again: one block for all of them.
+                self._changed.wait_for(lambda: len(self._queue) >= self._crowd or self._closing, LINGER_S)
             if self._closing:
                 return []
+            self._crowd = len(self._queue)
             group: list[_Append] = []
             size = count = 0
             while self._queue:
@@ -192,20 +237,22 @@ class LogWriter:
         fault("append.before_index")
         try:
             with self._index.database.transaction() as connection:
+                marks = self._index.flush_marks(connection)
                 staged = self._stage(connection, group, answers)
                 if staged:
                     batch = self._record(connection, staged, answers)
         except BaseException:
             self._ledger.forget_current()
+            if batch is not None:
+                self._index.take_back(batch.batch_id)
             raise
+        self._index.forget_marks(marks)
         fault("append.after_index")
-        if batch is not None and not self._publish(batch.batch_id, batch.envelope()):
+        last = max((a.last for _, a in answers if isinstance(a, Appended)), default=0)
+        if batch is not None and not self._publish(batch.batch_id, batch.envelope(), last):
             raise TransportError("the node closed before the block was created: the events are sent at its next start")
         for append, answer in answers:
-            if isinstance(answer, Exception):
-                append.done.set_exception(answer)
-            else:
-                append.done.set_result(answer)
+            append.answer(answer)
 
     def _stage(
         self, connection: apsw.Connection, group: list[_Append], answers: list[tuple[_Append, Appended | Exception]]
@@ -301,8 +348,9 @@ class LogWriter:
         is_membership = any(r.topic in MEMBERSHIP_TOPICS for r in rows)
         return seal_batch(body, self._signer), Accepted(place, author, rows, is_membership)
 
-    def _publish(self, batch_id: BatchId, envelope: bytes) -> bool:
+    def _publish(self, batch_id: BatchId, envelope: bytes, last: int | None = None) -> bool:
         """Create the block, as often as it takes; False when the node closes first."""
+        self._local_begin()
         for attempt in itertools.count():
             try:
                 block = self._chain.append(envelope)
@@ -312,11 +360,17 @@ class LogWriter:
                     if self._changed.wait_for(lambda: self._closing, RETRY_S[min(attempt, len(RETRY_S) - 1)]):
                         return False
         fault("append.after_block")
-        with self._index.database.transaction() as connection:
-            self._index.mark_on_chain(connection, batch_id, block.key)
-        fault("append.after_mark")
-        self._index.publish_horizon()
+        self._index.on_chain(batch_id, block.key)
+        self._local_block(block)
+        self._index.publish_horizon(last)
         return True
+
+    def _flush_marks(self) -> None:
+        """Write down which blocks hold our batches, when nobody waits for anything better."""
+        with self._index.database.transaction() as connection:
+            marks = self._index.flush_marks(connection)
+        self._index.forget_marks(marks)
+        fault("append.after_mark")
 
 
 def _matches(query: DCBQuery, row: EventRow) -> bool:
@@ -329,5 +383,4 @@ def _matches(query: DCBQuery, row: EventRow) -> bool:
 
 def _fail(group: list[_Append], error: Exception) -> None:
     for append in group:
-        if not append.done.done():
-            append.done.set_exception(error)
+        append.answer(error)
