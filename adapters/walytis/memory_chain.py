@@ -20,7 +20,7 @@ from walytis_vault.domain.errors import MisuseError, NotYetAvailableError, Trans
 from walytis_vault.domain.ports import BlockRef
 
 GENESIS_BLOCKS: Final = 5
-_VERSION: Final = b"\3\1\5\1\x19"
+_VERSION: Final = b"\4\1\6\1\x19\1"
 
 
 class Block:
