@@ -180,10 +180,12 @@ class View(Projection[ViewRecorder]):
         )
         return (*self.tables, changes)
 
-    def create(self, connection: Connection) -> None:
-        """Make the tables of this generation, if they do not exist."""
+    def create(self, connection: Connection, *, bulk: bool = False) -> None:
+        """Make the tables of this generation, if they do not exist; with `bulk` without `Table.indexes`."""
         self._view.store.create(connection, TRACKING)
         for table in self.all_tables:
+            if bulk:
+                table = msgspec.structs.replace(table, indexes=())  # noqa: PLW2901
             self._view.store.create(connection, msgspec.structs.replace(table, name=self.t(table.name)))
 
     def drop(self, connection: Connection) -> None:

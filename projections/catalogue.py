@@ -22,7 +22,7 @@ from walytis_vault.projections.catalogue_query import FILTERS, CatalogueQuery, C
 from walytis_vault.projections.catalogue_rows import COLUMNS, ROWS, SEALED, TOGGLES, Stored, stored_row
 from walytis_vault.projections.names import Dids
 from walytis_vault.projections.paging import order_bytes
-from walytis_vault.projections.store import Connection, Table, one
+from walytis_vault.projections.store import Connection, Table, Value, one
 
 
 class Catalogue(View):
@@ -39,6 +39,10 @@ class Catalogue(View):
         self.dids = Dids(self.t("dids"))
         self.book = Book(self, self.local.history)
         self.query = CatalogueQuery(self)
+        self._early: bool | None = None
+        """Whether facts are waiting for their content; None until it is looked up."""
+        self._new: dict[bytes, tuple[Value, ...]] = {}
+        self._sealed: list[tuple[Value, ...]] = []
         self.handlers = {
             ev.ContentPublished: self._published,
             ev.ContentRetracted: self._toggled,
@@ -55,6 +59,13 @@ class Catalogue(View):
         marks = ", ".join("?" * len(ROWS.columns))
         self._insert = f"INSERT INTO {rows} ({COLUMNS}) VALUES ({marks})"
         self._by_id = f"SELECT {COLUMNS} FROM {rows} WHERE content_id = ?"
+        self._exists = f"SELECT 1 FROM {rows} WHERE content_id = ?"
+        missing = f"NOT EXISTS (SELECT 1 FROM {rows} r WHERE r.content_id = e.content_id) LIMIT 1"
+        self._find_early = (
+            f"SELECT 1 FROM {toggles} e WHERE {missing}",
+            f"SELECT 1 FROM {self.t('asked')} e WHERE {missing}",
+            f"SELECT 1 FROM {rows} WHERE revises IS NOT NULL AND parent IS NULL LIMIT 1",
+        )
         self._children = f"SELECT {COLUMNS} FROM {rows} WHERE revises = ?"
         self._heads = f"SELECT {COLUMNS} FROM {rows} WHERE original = ? AND parent IS NOT NULL AND head = 1"
         self._seal = f"INSERT INTO {sealed} (position, sealed) VALUES (?, ?) ON CONFLICT DO NOTHING"
@@ -77,11 +88,24 @@ class Catalogue(View):
     def roll_back(self) -> None:
         """See `View.roll_back`."""
         super().roll_back()
+        self._early = None
+        self._new, self._sealed = {}, []
         self.dids.roll_back()
         self.book.roll_back()
 
     def _published(self, connection: Connection, event: ev.ContentPublished, origin: ev.Origin, position: int) -> None:
         content_id = event.content_id
+        if (
+            event.revises is None
+            and not self._early_facts(connection)
+            and content_id not in self._new
+            and one(connection.execute(self._exists, (content_id,))) is None
+        ):
+            self._new[content_id] = self._plain(connection, event, origin, position)
+            self._sealed.append((position, event.descriptor))
+            self.touch(content_id, position)
+            return
+        self._write_new(connection)
         known = self.load(connection, content_id)
         if known is not None:
             self._published_again(connection, event, origin, position, known)
@@ -120,7 +144,9 @@ class Catalogue(View):
         )
         if parent is not None and row.head:
             row = self._supersede(connection, row, position)
-        self._insert_row(connection, row)
+        connection.execute(self._insert, self._columns(connection, row))
+        if parent is None and event.revises is not None:
+            self._early = True
         if standing < 2:
             connection.execute(self._seal, (position, event.descriptor))
         self.touch(content_id, position)
@@ -175,6 +201,7 @@ class Catalogue(View):
     def _toggled(
         self, connection: Connection, event: ev.ContentRetracted | ev.ContentRestored, origin: ev.Origin, position: int
     ) -> None:
+        self._write_new(connection)
         order, hidden = order_bytes(origin.order), isinstance(event, ev.ContentRetracted)
         last = one(connection.execute(self._toggle, (event.content_id, origin.author)))
         if last is not None and bytes(last[0]) >= order:
@@ -194,6 +221,7 @@ class Catalogue(View):
 
     def _recompute(self, connection: Connection, seeds: Sequence[bytes], position: int) -> None:
         """Judge the families of these contents again and write what changed."""
+        self._write_new(connection)
         done: set[bytes] = set()
         for seed in seeds:
             if seed in done:
@@ -202,6 +230,7 @@ class Catalogue(View):
             while root is not None and (above := self._parent(connection, root)) is not None:
                 root = above
             if root is None:
+                self._early = True
                 continue
             family: dict[bytes, tuple[Stored, bytes | None]] = {root.content_id: (root, None)}
             waiting = [root]
@@ -256,17 +285,43 @@ class Catalogue(View):
             ),
         )
 
-    def _insert_row(self, connection: Connection, row: Stored) -> None:
-        connection.execute(
-            self._insert,
-            (
-                *(row.position, row.content_id, row.ord),
-                *(self.dids.id(connection, row.author), self.dids.id(connection, row.device)),
-                *(row.time_ms, row.padded, row.root, row.revises, row.parent, row.original),
-                *(row.expires_own, row.expires_ms, int(row.retracted), row.forgetting),
-                *(int(row.head), int(row.conflict), int(row.contested)),
-            ),
+    def _columns(self, connection: Connection, row: Stored) -> tuple[Value, ...]:
+        return (
+            *(row.position, row.content_id, row.ord),
+            *(self.dids.id(connection, row.author), self.dids.id(connection, row.device)),
+            *(row.time_ms, row.padded, row.root, row.revises, row.parent, row.original),
+            *(row.expires_own, row.expires_ms, int(row.retracted), row.forgetting),
+            *(int(row.head), int(row.conflict), int(row.contested)),
         )
+
+    def _plain(
+        self, connection: Connection, event: ev.ContentPublished, origin: ev.Origin, position: int
+    ) -> tuple[Value, ...]:
+        """The columns of an original that nothing was said about before: by far the most frequent case."""
+        author, device = self.dids.id(connection, origin.author), self.dids.id(connection, origin.device)
+        content_id, expires = event.content_id, event.expires_ms
+        return (
+            *(position, content_id, order_bytes(origin.order), author, device, origin.time_ms, event.padded_length),
+            *(event.root, None, None, content_id, expires, expires, 0, 0, 1, 0, 0),
+        )
+
+    def _write_new(self, connection: Connection) -> None:
+        """Write what was collected, before anything looks at the rows."""
+        if self._new:
+            connection.executemany(self._insert, list(self._new.values()))
+            connection.executemany(self._seal, self._sealed)
+            self._new, self._sealed = {}, []
+
+    def flush(self, connection: Connection) -> None:
+        """See `View.flush`."""
+        self._write_new(connection)
+        super().flush(connection)
+
+    def _early_facts(self, connection: Connection) -> bool:
+        """Whether anything was said about a content before the content itself arrived."""
+        if self._early is None:
+            self._early = any(one(connection.execute(sql)) is not None for sql in self._find_early)
+        return self._early
 
     def _hidden(self, connection: Connection, content_id: bytes, author: str) -> bool:
         row = one(connection.execute(self._toggle, (content_id, author)))

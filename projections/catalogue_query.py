@@ -7,7 +7,8 @@ sorts and columns: docs/views.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
@@ -16,7 +17,7 @@ from walytis_vault.projections import paging
 from walytis_vault.projections.base import Page, Request, bucket_bounds
 from walytis_vault.projections.catalogue_rows import COLUMNS, Stored, stored_row
 from walytis_vault.projections.search import Opened, Search, Wanted
-from walytis_vault.projections.store import Connection, Value, one
+from walytis_vault.projections.store import Connection, Value, few, one
 
 if TYPE_CHECKING:
     from walytis_vault.projections.catalogue import Catalogue
@@ -66,11 +67,19 @@ class CatalogueRow(msgspec.Struct, frozen=True, kw_only=True):
     position: int
 
 
+Loaded = tuple[Stored, bytes | None, int]
+"""A stored row, its sealed descriptor, the number of its revisions."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A query taken apart."""
 
     where: list[str]
     params: list[Value]
+    states: list[tuple[str, list[Value]]]
+    """Alternatives that exclude each other, each with an index of its own; empty for no condition."""
+    selective: bool
+    """So few rows meet the ranges that they are fetched first and sorted after."""
     wanted: Wanted
     state: str | None
     min_size: int | None
@@ -132,10 +141,6 @@ class CatalogueQuery:
             with self._view.view.store.read() as connection:
                 number = self._view.dids.find(connection, paging.text("author", given["author"]))
             add("r.author = ?", -1 if number is None else number)
-        if "since" in given:
-            add("r.time_ms >= ?", paging.moment("since", given["since"]))
-        if "until" in given:
-            add("r.time_ms < ?", paging.moment("until", given["until"]))
         if "revises" in given:
             add("r.original = ? AND r.parent IS NOT NULL", paging.hex_id("revises", given["revises"]))
         for name, column in (("current", "head"), ("conflict", "conflict")):
@@ -143,15 +148,19 @@ class CatalogueQuery:
                 add(f"r.{column} = ?", int(paging.flag(name, given[name])))
         smallest = paging.count("min_size", given["min_size"]) if "min_size" in given else None
         largest = paging.count("max_size", given["max_size"]) if "max_size" in given else None
-        if smallest is not None:
-            add("r.padded >= ?", smallest)  # padding only adds
-        if largest is not None:
-            add("r.padded <= ?", largest + largest // 8 + 4096)  # Padmé adds at most 12 %
+        ranges = self._ranges(given, smallest, largest)
+        selective = False
+        for condition, values in ranges:
+            add("r." + condition.replace(" AND ", " AND r."), *values)
+            if not selective:
+                with self._view.view.store.read() as connection:
+                    selective = few(connection, self._rows, condition, values)
         state = paging.choice("state", given["state"], STATES) if "state" in given else None
-        self._state_condition(state, add)
         return Plan(
             where=where,
             params=params,
+            states=self._states(state),
+            selective=selective,
             wanted=Wanted(
                 **{n: paging.text(n, given[n]) for n in ("name", "media_type", "label", "text") if n in given}
             ),
@@ -161,19 +170,43 @@ class CatalogueQuery:
             sort=paging.choice("sort", given.get("sort", "-order"), SORTS),
         )
 
-    def _state_condition(self, state: str | None, add: Any) -> None:
+    def _ranges(
+        self, given: dict[str, Any], smallest: int | None, largest: int | None
+    ) -> list[tuple[str, list[Value]]]:
+        """Conditions on indexed ranges. Padmé adds up to 12 % and removes nothing; exact sizes are checked later."""
+        times: list[tuple[str, Value]] = []
+        if "since" in given:
+            times.append(("time_ms >= ?", paging.moment("since", given["since"])))
+        if "until" in given:
+            times.append(("time_ms < ?", paging.moment("until", given["until"])))
+        sizes: list[tuple[str, Value]] = []
+        if smallest is not None:
+            sizes.append(("padded >= ?", smallest))
+        if largest is not None:
+            sizes.append(("padded <= ?", largest + largest // 8 + 4096))
+        return [(" AND ".join(c for c, _ in part), [v for _, v in part]) for part in (times, sizes) if part]
+
+    def _states(self, state: str | None) -> list[tuple[str, list[Value]]]:
         """Narrow down by what the log says; what only this node knows is checked row by row."""
-        expired = "r.expires_ms IS NOT NULL AND r.expires_ms <= ?"
+        now = self._local.now_ms()
+        # The first halves repeat the conditions of the partial indexes, word by word.
+        carried = ("r.forgetting > 0 AND r.forgetting = 2", list[Value]())
+        opened = ("r.forgetting > 0 AND r.forgetting = 1", list[Value]())
+        expired = ("r.expires_ms IS NOT NULL AND r.expires_ms <= ? AND r.forgetting = 0", list[Value]([now]))
         if state in ("available", "pending"):
-            add(f"r.forgetting = 0 AND r.retracted = 0 AND NOT ({expired})", self._local.now_ms())
-        elif state == "retracted":
-            add("r.retracted = 1")
-        elif state == "forgetting":
-            add(f"(r.forgetting > 0 OR ({expired}))", self._local.now_ms())
+            alive = "r.forgetting = 0 AND r.retracted = 0 AND (r.expires_ms IS NULL OR r.expires_ms > ?)"
+            return [(alive, [now])]
+        if state == "retracted":
+            return [("r.retracted = 1", [])]
+        if state == "forgetting":
+            return [carried, opened, expired]
+        if state == "forgotten":
+            return [carried, opened, expired]
+        return []
 
     def _found(self, plan: Plan, cursor: str | None, chunk: int) -> Iterator[tuple[Stored, CatalogueRow]]:
         """Rows that fit, in order, after the cursor."""
-        candidates: set[bytes] | None = None
+        candidates: Set[bytes] | None = None
         if plan.wanted:
             self.search.catch_up(self._more, self._sealed_of)
             candidates = self.search.candidates(plan.wanted)
@@ -202,16 +235,28 @@ class CatalogueQuery:
             return False
         return plan.max_size is None or size <= plan.max_size
 
-    def _scan(self, plan: Plan, cursor: str | None, chunk: int) -> Iterator[tuple[Stored, bytes | None, int]]:
-        columns, kinds = _ORDER[plan.sort.lstrip("-")]
-        down = plan.sort.startswith("-")
+    def _scan(self, plan: Plan, cursor: str | None, chunk: int) -> Iterator[Loaded]:
+        """Walk in order; the alternatives of the state are walked side by side."""
         at: Sequence[int | bytes] | None = None
         if cursor is not None:
-            at = paging.read_cursor(cursor, "catalogue", plan.sort, kinds)
-        names = columns.split(", ")
-        order = ", ".join(f"r.{n} DESC" if down else f"r.{n}" for n in names)
+            at = paging.read_cursor(cursor, "catalogue", plan.sort, _ORDER[plan.sort.lstrip("-")][1])
+        walks = [self._walk(plan, state, at, chunk) for state in plan.states or [("", [])]]
+        if len(walks) == 1:
+            return walks[0]
+        return heapq.merge(*walks, key=lambda f: self._at(plan.sort, f[0]), reverse=plan.sort.startswith("-"))
+
+    def _walk(
+        self, plan: Plan, state: tuple[str, list[Value]], at: Sequence[int | bytes] | None, chunk: int
+    ) -> Iterator[Loaded]:
+        names = _ORDER[plan.sort.lstrip("-")][0].split(", ")
+        down = plan.sort.startswith("-")
+        plus = "+" if plan.selective else ""  # keeps SQLite from walking the index of the order
+        order = ", ".join(f"{plus}r.{n}{' DESC' if down else ''}" for n in names)
         while True:
-            where, params = list(plan.where), list(plan.params)
+            where, params = [*plan.where], [*plan.params]
+            if state[0]:
+                where.append(state[0])
+                params += state[1]
             if at is not None:
                 left, marks = ", ".join(f"r.{n}" for n in names), ", ".join("?" * len(names))
                 where.append(f"({left}) {'<' if down else '>'} ({marks})")
@@ -223,26 +268,36 @@ class CatalogueQuery:
             yield from batch
             if len(batch) < chunk:
                 return
-            at = self._at(plan.sort, batch[-1][0])
-            chunk = CHUNK
+            at, chunk = self._at(plan.sort, batch[-1][0]), CHUNK
 
-    def _chosen(
-        self, plan: Plan, cursor: str | None, candidates: Iterable[bytes]
-    ) -> Iterator[tuple[Stored, bytes | None, int]]:
-        kinds = _ORDER[plan.sort.lstrip("-")][1]
+    def _chosen(self, plan: Plan, cursor: str | None, candidates: Iterable[bytes]) -> Iterator[Loaded]:
+        """Look up a few candidates, sort them, and load them one by one as they are wanted."""
+        columns, kinds = _ORDER[plan.sort.lstrip("-")]
         down = plan.sort.startswith("-")
-        condition = " AND ".join(["r.content_id = ?", *plan.where])
+        condition = " AND ".join(["r.content_id IN ({})", *plan.where])
+        any_state = " OR ".join(f"({sql})" for sql, _ in plan.states)
+        params = [*plan.params, *(v for _, values in plan.states for v in values)]
+        if any_state:
+            condition += f" AND ({any_state})"
+        keys = ", ".join(f"r.{name}" for name in columns.split(", "))
+        sql = f"SELECT {keys}, r.content_id FROM {self._rows} r WHERE {condition}"
+        found: list[tuple[list[Any], bytes]] = []
+        ids = list(candidates)
         with self._view.view.store.read() as connection:
-            found = []
-            for content_id in candidates:
-                raw = one(connection.execute(f"{self._select} WHERE {condition}", (content_id, *plan.params)))
-                if raw is not None:
-                    found.append(self._load(connection, raw))
-        found.sort(key=lambda f: self._at(plan.sort, f[0]), reverse=down)
+            for start in range(0, len(ids), CHUNK):
+                some = ids[start : start + CHUNK]
+                rows = connection.execute(sql.format(", ".join("?" * len(some))), (*some, *params))
+                found += [(list(row[:-1]), bytes(row[-1])) for row in rows]
+        found.sort(reverse=down)
         if cursor is not None:
             at: Any = paging.read_cursor(cursor, "catalogue", plan.sort, kinds)
-            found = [f for f in found if (self._at(plan.sort, f[0]) < at if down else self._at(plan.sort, f[0]) > at)]
-        yield from found
+            found = [f for f in found if (f[0] < at if down else f[0] > at)]
+        for _, content_id in found:
+            with self._view.view.store.read() as connection:
+                raw = one(connection.execute(f"{self._select} WHERE r.content_id = ?", (content_id,)))
+                loaded = None if raw is None else self._load(connection, raw)
+            if loaded is not None:
+                yield loaded
 
     def _at(self, sort: str, stored: Stored) -> list[Any]:
         kind = sort.lstrip("-")
@@ -250,7 +305,7 @@ class CatalogueQuery:
             return [stored.ord]
         return [stored.time_ms if kind == "time" else stored.padded, stored.position]
 
-    def _load(self, connection: Connection, raw: Sequence[Any]) -> tuple[Stored, bytes | None, int]:
+    def _load(self, connection: Connection, raw: Sequence[Any]) -> Loaded:
         stored = stored_row(raw[:-1], self._view.dids, connection)
         revisions = 0
         if stored.parent is None:

@@ -43,6 +43,7 @@ ROWS: Final = Table(
         (("forgetting", "ord"), "forgetting > 0"),
         (("ord",), "retracted = 1"),
         (("ord",), "expires_ms IS NOT NULL"),
+        (("ord",), "conflict = 1"),
     ),
 )
 SEALED: Final = Table(name="sealed", columns={"position": "integer", "sealed": "blob"}, primary_key=("position",))

@@ -62,6 +62,7 @@ class Holders(View):
     def __init__(self, view: ViewRecorder, local: Local | None = None) -> None:
         super().__init__(view, local)
         self.dids = Dids(self.t("dids"))
+        self._new: list[tuple[Any, ...]] = []
         self.handlers = {ev.ContentPublished: self._published, ev.ContentErased: self._erased}
         rows = self.t("rows")
         self._select = f"SELECT {COLUMNS} FROM {rows}"
@@ -73,16 +74,24 @@ class Holders(View):
             f" WHERE {rows}.erased IS NULL OR {rows}.erased > excluded.erased",
         }
 
+    def flush(self, connection: Connection) -> None:
+        """See `View.flush`. Sorted, so that neighbours are written together."""
+        if self._new:
+            self._new.sort(key=lambda row: bytes(row[0]))
+            connection.executemany(self._upsert["published"], self._new)
+            self._new = []
+        super().flush(connection)
+
     def roll_back(self) -> None:
         """See `View.roll_back`."""
         super().roll_back()
+        self._new = []
         self.dids.roll_back()
 
     def _published(self, connection: Connection, event: ev.ContentPublished, origin: ev.Origin, position: int) -> None:
         order = paging.order_bytes(origin.order)
         device, member = self.dids.id(connection, origin.device), self.dids.id(connection, origin.author)
-        row = (event.content_id, device, member, order, origin.time_ms, None, None, position)
-        connection.execute(self._upsert["published"], row)
+        self._new.append((event.content_id, device, member, order, origin.time_ms, None, None, position))
         self.touch(event.content_id + origin.device.encode(), position)
 
     def _erased(self, connection: Connection, event: ev.ContentErased, origin: ev.Origin, position: int) -> None:

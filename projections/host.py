@@ -25,7 +25,9 @@ from walytis_vault.projections.source import Source
 from walytis_vault.projections.store import ViewStore
 
 BATCH: Final = 500
-"""Events in one transaction (a count)."""
+"""Events read and decoded at once (a count): what may be in memory."""
+PAGES: Final = 10
+"""Batches in one transaction while there is much to fold (a count)."""
 CLOSE_SECONDS: Final = 4.0
 
 
@@ -101,6 +103,9 @@ class ProjectionHost(Asking):
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_SECONDS)
+        with self._work:
+            for live in self._views.values():
+                live.save_hash()
         with self._moved:
             self._moved.notify_all()
 
@@ -139,9 +144,7 @@ class ProjectionHost(Asking):
             ahead: int | None = None
             for start in sorted({v.position for v in running}, reverse=True):
                 group = [v for v in running if v.position == start]
-                events, looked = self._read(start, ahead)
-                if looked > start:
-                    self._fold([v.runner for v in group], events, looked)
+                if self._fold([v.runner for v in group], start, ahead):
                     for live in group:
                         live.behind = live.behind and ahead is not None and live.position < ahead
                     self._announce()
@@ -159,26 +162,36 @@ class ProjectionHost(Asking):
             last = found[-1].position
         return [(e.position, self._decode(e)) for e in found], last
 
-    def _fold(self, runners: Sequence[Runner], events: list[tuple[int, Decoded]], looked: int) -> None:
+    def _fold(self, runners: Sequence[Runner], start: int, upto: int | None = None) -> bool:
+        """Fold what follows `start`, some batches in one transaction. False when there is nothing."""
+        first = self._read(start, upto)
+        if first[1] <= start:
+            return False
         try:
             with self._store.transaction() as connection:
-                for runner in runners:
-                    runner.fold(connection, events, looked)
+                events, looked = first
+                for _ in range(PAGES):
+                    for runner in runners:
+                        runner.fold(connection, events, looked)
+                    if len(events) < self._batch:
+                        break
+                    events, looked = self._read(looked, upto)
                 fault("projections.before_commit")
         except StorageError:
             for runner in runners:
                 runner.roll_back()
             raise
         except Exception:
-            # Some handler failed: find out which, one view and one event at a time.
+            # Some handler failed: go through the first batch again, one view and one event at a time.
             for runner in runners:
                 runner.roll_back()
             for runner in runners:
-                runner.fold_slowly(events, looked)
+                runner.fold_slowly(*first)
         else:
             for runner in runners:
                 runner.committed()
         fault("projections.after_commit")
+        return True
 
     def _decode(self, sequenced: DCBSequencedEvent) -> Decoded:
         try:
@@ -280,10 +293,13 @@ class ProjectionHost(Asking):
         with self._work:
             growing = [r for r in made if not r.stopped]
             start = min((r.position for r in growing), default=0)
-            events, looked = self._read(start) if growing else ([], 0)
-            if looked > start:
-                self._fold(growing, events, looked)
+            if growing and self._fold(growing, start):
                 fault("projections.rebuild")
+                return False
+            if any(not runner.indexed for runner in made):
+                with self._store.transaction() as connection:
+                    for runner in made:
+                        runner.index(connection)
                 return False
             with self._store.transaction() as connection:
                 for live, runner in zip(lives, made, strict=True):

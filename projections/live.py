@@ -30,6 +30,11 @@ VIEWS: Final = Table(
     columns={"name": "text", "version": "integer", "generation": "integer", "building": "integer", "epoch": "integer"},
     primary_key=("name",),
 )
+HASHES: Final = Table(
+    name="hashes",
+    columns={"name": "text", "generation": "integer", "position": "integer", "buckets": "blob"},
+    primary_key=("name",),
+)
 MANY_CHANGES: Final = 10_000
 """Changes (a count) from which on the hash reads all buckets again."""
 
@@ -61,7 +66,7 @@ class LiveView:
         Returns:
             True when the log's past has changed since the view was built: it is to be rebuilt.
         """
-        for table in (VIEWS, PARKED, TRACKING):
+        for table in (VIEWS, PARKED, TRACKING, HASHES):
             self._store.create(connection, table)
         row = one(
             connection.execute("SELECT version, generation, building, epoch FROM views WHERE name = ?", (self.name,))
@@ -78,6 +83,7 @@ class LiveView:
                 self._epoch = epoch
         self._record(connection, self.runner.generation, 0)
         self.runner.open(connection)
+        self._load_hash(connection)
         return self._epoch != epoch
 
     def _record(self, connection: Connection, generation: int, building: int) -> None:
@@ -96,7 +102,7 @@ class LiveView:
         building = self._make(self.runner.generation + 1)
         building.drop(connection)
         self._record(connection, self.runner.generation, building.generation)
-        building.open(connection)
+        building.open(connection, bulk=True)
         return building
 
     def swap(self, connection: Connection, building: Runner) -> None:
@@ -146,7 +152,7 @@ class LiveView:
             view = self.view
             with self._store.read() as connection:
                 at = view.view.generation, view.view.position_in(connection) or 0
-                if at == self._hashed:
+                if at == self._hashed and self._hash:
                     return self._hash
                 if self._hashed is None or self._hashed[0] != at[0]:
                     self._buckets = {}
@@ -169,7 +175,31 @@ class LiveView:
             return range(BUCKETS)
         return {view.bucket(key) for _, key in changed}
 
-    def reset_hash(self) -> None:
-        """The rows changed in a way that the list of changes does not tell."""
+    def save_hash(self) -> None:
+        """Keep the parts of the hash, so that the next start need not read all rows again. Raises StorageError."""
         with self._hash_lock:
-            self._buckets, self._hashed = {}, None
+            if self._hashed is None:
+                return
+            whole = b"".join(self._buckets[bucket] for bucket in range(BUCKETS))
+            with self._store.transaction() as connection:
+                connection.execute(
+                    "INSERT INTO hashes (name, generation, position, buckets) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
+                    " DO UPDATE SET generation = excluded.generation, position = excluded.position,"
+                    " buckets = excluded.buckets",
+                    (self.name, *self._hashed, whole),
+                )
+
+    def _load_hash(self, connection: Connection) -> None:
+        row = one(connection.execute("SELECT generation, position, buckets FROM hashes WHERE name = ?", (self.name,)))
+        if row is None or int(row[0]) != self.runner.generation or len(row[2]) != 32 * BUCKETS:
+            return
+        if int(row[1]) <= self.position:
+            self._buckets = {b: bytes(row[2][32 * b : 32 * b + 32]) for b in range(BUCKETS)}
+            self._hashed = int(row[0]), int(row[1])
+
+    def reset_hash(self) -> None:
+        """The rows changed in a way that the list of changes does not tell. Raises StorageError."""
+        with self._hash_lock:
+            self._buckets, self._hashed, self._hash = {}, None, ""
+            with self._store.transaction() as connection:
+                connection.execute("DELETE FROM hashes WHERE name = ?", (self.name,))

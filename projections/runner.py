@@ -37,6 +37,8 @@ class Runner:
         """Committed position."""
         self.stopped: str | None = None
         """Why this view folds nothing more."""
+        self.indexed = True
+        """Whether the indexes that only queries need exist."""
         self._store = store
         self._reached = 0
 
@@ -45,10 +47,16 @@ class Runner:
         """Number of this generation."""
         return self.view.view.generation
 
-    def open(self, connection: Connection) -> None:
-        """Create what is missing and find out how far the view is."""
-        self.view.create(connection)
+    def open(self, connection: Connection, *, bulk: bool = False) -> None:
+        """Create what is missing and find out how far the view is. With `bulk`, indexes for queries come later."""
+        self.indexed = not bulk
+        self.view.create(connection, bulk=bulk)
         self.position = self._reached = self.view.view.position_in(connection) or 0
+
+    def index(self, connection: Connection) -> None:
+        """Create the indexes that `open` left out."""
+        self.view.create(connection)
+        self.indexed = True
 
     def drop(self, connection: Connection) -> None:
         """Remove all traces of this generation."""

@@ -7,7 +7,7 @@ forgotten. It is bounded: beyond `capacity` descriptors are opened again for eac
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Final
 
 import msgspec
@@ -16,6 +16,8 @@ from walytis_vault.projections.base import Descriptor
 
 CAPACITY: Final = 250_000
 """Descriptors kept (a count; about 1 KiB each with a long name, 300 bytes as a rule)."""
+UNCOPIED: Final = 10_000
+"""From so many contents on (a count) a result is not copied. More than `FEW` of catalogue_query."""
 RETRIES: Final = 1000
 """Contents without a key here that one query tries again (a count)."""
 
@@ -29,10 +31,8 @@ class Opened(msgspec.Struct, frozen=True):
     media_type: str | None
     labels: tuple[str, ...]
     length: int
-
-    def text(self) -> str:
-        """What a text search looks at."""
-        return "\n".join(t for t in (self.name, *self.labels) if t).casefold()
+    text: str
+    """What a text search looks at: name and labels, case folded."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +61,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         if self.media_type is not None and not _media_matches(self.media_type, opened.media_type):
             return False
         if self.text is not None:
-            where = opened.text()
-            return all(word in where for word in self.text.casefold().split())
+            return all(word in opened.text for word in self.text.casefold().split())
         return True
 
 
@@ -99,7 +98,9 @@ class Search:
         descriptor = self._unseal(content_id, sealed)
         if descriptor is None:
             return None
-        opened = Opened(descriptor.name, descriptor.media_type, tuple(descriptor.labels), descriptor.length)
+        name, labels = descriptor.name, tuple(descriptor.labels)
+        text = "\n".join(t for t in (name, *labels) if t).casefold()
+        opened = Opened(name, descriptor.media_type, labels, descriptor.length, text)
         self._keep(content_id, opened)
         return opened
 
@@ -164,25 +165,27 @@ class Search:
                     if self.open(content_id, sealed) is None and len(self._closed) < self._capacity:
                         self._closed[content_id] = position
 
-    def candidates(self, wanted: Wanted) -> set[bytes] | None:
+    def candidates(self, wanted: Wanted) -> Set[bytes] | None:
         """The contents that fit, None when memory does not hold them all."""
         with self._lock:
             if self.full:
                 return None
-            found: set[bytes] | None = None
+            sets: list[Set[bytes]] = []
             if wanted.label is not None:
-                found = set(self._labels.get(wanted.label, ()))
+                sets.append(self._labels.get(wanted.label, frozenset()))
             if wanted.name is not None:
-                named = self._names.get(wanted.name, set())
-                found = set(named) if found is None else found & named
+                sets.append(self._names.get(wanted.name, frozenset()))
             if wanted.media_type is not None:
                 fitting = [ids for media, ids in self._media.items() if _media_matches(wanted.media_type, media)]
-                typed = set().union(*fitting)
-                found = typed if found is None else found & typed
-            pool = self._opened if found is None else found
+                sets.append(fitting[0] if len(fitting) == 1 else frozenset().union(*fitting))
             if wanted.text is not None:
-                found = {i for i in pool if wanted.matches(self._opened[i])}
-            return found
+                words, opened = wanted.text.casefold().split(), self._opened
+                pool = min(sets, key=len, default=opened.keys())
+                sets.append({i for i in pool if all(word in opened[i].text for word in words)})
+            smallest, *others = sorted(sets, key=len)
+            if not others and len(smallest) > UNCOPIED:
+                return smallest  # only asked for membership, so that growing meanwhile does no harm
+            return frozenset(i for i in smallest if all(i in other for other in others))
 
 
 def _discard(index: dict[str, set[bytes]], word: str | None, content_id: bytes) -> None:

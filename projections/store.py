@@ -26,6 +26,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     primary_key: tuple[str, ...]
     unique: tuple[tuple[str, ...], ...] = ()
     indexes: tuple[tuple[str, ...], ...] = ()
+    """Indexes that only queries need: a rebuild makes them at its end."""
     partial: tuple[tuple[tuple[str, ...], str], ...] = ()
     """Indexes over the rows that meet a condition: (columns, SQL condition)."""
     clustered: bool = False
@@ -74,3 +75,9 @@ class ViewStore(Protocol):
 def one(rows: Iterable[Any]) -> Any:
     """The first row of a result, or None."""
     return next(iter(rows), None)
+
+
+def few(connection: Connection, table: str, condition: str, params: Sequence[Value], most: int = 2000) -> bool:
+    """Whether at most `most` rows meet a condition on indexed columns: then they are fetched first and sorted after."""
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {condition} LIMIT {most + 1}) AS some"
+    return int(one(connection.execute(sql, params))[0]) <= most

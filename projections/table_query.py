@@ -19,6 +19,8 @@ class Condition:
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.params: list[Value] = []
+        self.selective = False
+        """Fetch what fits and sort it, rather than walk in order and look for what fits."""
 
     def add(self, sql: str, *values: Value) -> None:
         """Add one condition and the values for its `?`."""
@@ -54,7 +56,8 @@ def page_by_order(
         at = paging.read_cursor(request.cursor, view.name, sort, (bytes,))[0]
     rows: list[Any] = []
     last: bytes | None = None
-    for order, row in _rows(view, select, condition, at, down=down, build=build):
+    chunk = CHUNK if limit is None else min(CHUNK, limit + 1)
+    for order, row in _rows(view, select, condition, at, down=down, build=build, chunk=chunk):
         done = finish(row)
         if not keep(done):
             continue
@@ -73,6 +76,7 @@ def _rows(
     *,
     down: bool,
     build: Callable[[Connection, Sequence[Any]], Any],
+    chunk: int,
 ) -> Iterator[tuple[bytes, Any]]:
     while True:
         parts, params = list(condition.parts), list(condition.params)
@@ -80,10 +84,10 @@ def _rows(
             parts.append(f"ord {'<' if down else '>'} ?")
             params.append(at)
         where = f" WHERE {' AND '.join(parts)}" if parts else ""
-        sql = f"{select}{where} ORDER BY ord{' DESC' if down else ''} LIMIT {CHUNK}"
+        sql = f"{select}{where} ORDER BY {'+' if condition.selective else ''}ord{' DESC' if down else ''} LIMIT {chunk}"
         with view.view.store.read() as connection:
             batch = [(bytes(raw[0]), build(connection, raw)) for raw in connection.execute(sql, params)]
         yield from batch
-        if len(batch) < CHUNK:
+        if len(batch) < chunk:
             return
-        at = batch[-1][0]
+        at, chunk = batch[-1][0], CHUNK

@@ -15,7 +15,7 @@ from walytis_vault.domain import events as ev
 from walytis_vault.projections import names, paging
 from walytis_vault.projections.base import BUCKETS, Local, Page, Request, View, ViewRecorder
 from walytis_vault.projections.names import Dids
-from walytis_vault.projections.store import Connection, Table, one
+from walytis_vault.projections.store import Connection, Table, few, one
 from walytis_vault.projections.table_query import Condition, page_by_order
 
 DEPTH_BITS: Final = 6
@@ -34,7 +34,7 @@ ROWS: Final = Table(
     },
     primary_key=("position",),
     unique=(("ord",),),
-    indexes=(("author", "ord"), ("type", "ord")),
+    indexes=(("author", "ord"), ("type", "ord"), ("time_ms",)),
 )
 ABOUT: Final = Table(
     name="about",
@@ -142,10 +142,16 @@ class Timeline(View):
                 about = self.t("about")
                 wanted = paging.hex_id(name, given[name])
                 condition.add(f"position IN (SELECT position FROM {about} WHERE id = ?)", wanted)
+        times = Condition()
         if "since" in given:
-            condition.add("time_ms >= ?", paging.moment("since", given["since"]))
+            times.add("time_ms >= ?", paging.moment("since", given["since"]))
         if "until" in given:
-            condition.add("time_ms < ?", paging.moment("until", given["until"]))
+            times.add("time_ms < ?", paging.moment("until", given["until"]))
+        condition.parts += times.parts
+        condition.params += times.params
+        if times.parts:
+            with self._view.store.read() as connection:
+                condition.selective = few(connection, self.t("rows"), " AND ".join(times.parts), times.params)
         return page_by_order(self, request, select=self._select, condition=condition, build=self._row)
 
     def _row(self, connection: Connection, raw: Sequence[Any]) -> TimelineRow:
