@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from walytis_vault.adapters.storage.failures import SyncFailedError, storage_errors
+from walytis_vault.adapters.storage.failures import storage_errors
 from walytis_vault.domain.errors import StorageError
 from walytis_vault.domain.ports import FileSystem
 
@@ -37,9 +37,9 @@ class Ballast:
                     self._fs.fsync(fd)
                 finally:
                     self._fs.close(fd)
-        except SyncFailedError:
-            raise
+                self._fs.fsync_folder(os.path.dirname(self._path))
         except StorageError:
+            # Whatever the reason: no promise hangs on the ballast, and a full disk may show in its fsync.
             self.give_up()
 
     def give_up(self) -> bool:

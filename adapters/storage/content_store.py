@@ -20,7 +20,7 @@ from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.compaction import compact
 from walytis_vault.adapters.storage.content_reader import DiskContentReader, SegmentSource
 from walytis_vault.adapters.storage.content_writer import DiskContentWriter
-from walytis_vault.adapters.storage.failures import storage_errors
+from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
 from walytis_vault.adapters.storage.forgetting import Forgetting
 from walytis_vault.adapters.storage.index import IN_BLOB, NOWHERE, Row, StoreIndex
 from walytis_vault.adapters.storage.packs import PackFiles
@@ -103,6 +103,10 @@ class DiskContentStore(SealedTexts):
             raise StorageError(f"{folder / INDEX_FILE} is missing: restore it from a backup before starting")
         index = StoreIndex(folder / INDEX_FILE, vault_id)
         try:
+            if not has_slots:
+                with sync_errors("create the content store"):
+                    fs.fsync_folder(str(folder))
+                    fs.fsync_folder(str(folder.parent))
             if not has_slots and index.slots():
                 raise StorageError(f"{folder / SLOT_FILE} is missing: restore it from a backup before starting")
             state = StoreState(

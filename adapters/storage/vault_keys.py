@@ -18,7 +18,7 @@ from walytis_vault.adapters.crypto.labels import MASTER_SALT, MASTER_WRAP
 from walytis_vault.adapters.crypto.passphrase import SALT_BYTES, Argon2Parameters, key_from_passphrase
 from walytis_vault.adapters.crypto.sealing import KEY_BYTES, Sealer, derive_subkey
 from walytis_vault.adapters.storage.atomic_file import read_file, remove_file, replace_file
-from walytis_vault.adapters.storage.failures import storage_errors
+from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
 from walytis_vault.domain.errors import (
     ConflictError,
     LockedError,
@@ -73,6 +73,8 @@ class VaultKeys:
             exists = fs.size(str(folder / MASTER_FILE)) is not None
         if exists:
             raise ConflictError(f"{folder} holds the keys of a vault already: choose another home")
+        with sync_errors("create the key folder"):
+            fs.fsync_folder(str(folder.parent))
         master = os.urandom(KEY_BYTES)
         _store_master(folder, fs, master, passphrase)
         return cls(folder, fs, master)

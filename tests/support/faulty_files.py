@@ -18,8 +18,6 @@ import apsw
 
 from walytis_vault.adapters.system import OsFileSystem
 
-WRITING = frozenset({"pwrite", "fsync", "fdatasync", "fsync_folder", "rename", "unlink", "truncate", "create"})
-
 
 class FaultPlan:
     """Counts the calls that change the disk and fails one of them, or all that find the disk full."""
@@ -28,6 +26,7 @@ class FaultPlan:
         """Begin without faults."""
         self.calls: list[str] = []
         self.failed: list[str] = []
+        self.on_call: Callable[[str], None] | None = None
         self._fail_at: int | None = None
         self._error = 0
         self._capacity: tuple[Path, int] | None = None
@@ -57,6 +56,8 @@ class FaultPlan:
         with self._lock:
             number = len(self.calls)
             self.calls.append(call)
+            if self.on_call is not None:
+                self.on_call(call)
             if self._fail_at is not None and number == self._fail_at:
                 self.failed.append(call)
                 raise OSError(self._error, os.strerror(self._error))
@@ -124,6 +125,70 @@ class FaultyFileSystem(OsFileSystem):
         """See the port."""
         self._plan.check("truncate")
         super().truncate(fd, size)
+
+
+class WatchingFileSystem(FaultyFileSystem):
+    """Knows what a power cut would still take away: data that was not synced, names whose folder was not.
+
+    Use with `faulty_sqlite` and `plan.on_call`: when SQLite writes, everything before must be durable.
+    """
+
+    def __init__(self, plan: FaultPlan) -> None:
+        """Watch from here on."""
+        super().__init__(plan)
+        self.violations: list[str] = []
+        self._dirty_files: set[int] = set()
+        self._dirty_folders: set[str] = set()
+        plan.on_call = self._before_index
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        """See the port."""
+        if flags & os.O_CREAT and not os.path.exists(path):
+            self._dirty_folders.add(os.path.dirname(path))
+        return super().open(path, flags, mode)
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        """See the port."""
+        super().pwrite(fd, data, offset)
+        self._dirty_files.add(os.fstat(fd).st_ino)
+
+    def fsync(self, fd: int) -> None:
+        """See the port."""
+        super().fsync(fd)
+        self._dirty_files.discard(os.fstat(fd).st_ino)
+
+    def fdatasync(self, fd: int) -> None:
+        """See the port."""
+        super().fdatasync(fd)
+        self._dirty_files.discard(os.fstat(fd).st_ino)
+
+    def fsync_folder(self, path: str) -> None:
+        """See the port."""
+        super().fsync_folder(path)
+        self._dirty_folders.discard(path)
+
+    def rename(self, source: str, target: str) -> None:
+        """See the port."""
+        if os.stat(source).st_ino in self._dirty_files:
+            self.violations.append(f"{os.path.basename(source)} was renamed before its fsync")
+        super().rename(source, target)
+        self._dirty_folders.add(os.path.dirname(target))
+
+    def unlink(self, path: str) -> None:
+        """See the port."""
+        self._dirty_files.discard(os.stat(path).st_ino)
+        super().unlink(path)
+        self._dirty_folders.add(os.path.dirname(path))
+
+    def assert_durable(self) -> None:
+        """Nothing that was done could be lost."""
+        assert not self.violations
+        assert not self._dirty_files
+        assert not self._dirty_folders
+
+    def _before_index(self, call: str) -> None:
+        if call == "sqlite write" and (self._dirty_files or self._dirty_folders):
+            self.violations.append("the index was written before its files were durable")
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from support.content_stores import Kept, ciphertext, get, new_id, open_store, put
-from support.faulty_files import FaultPlan, FaultyFileSystem, faulty_sqlite
+from support.faulty_files import FaultPlan, FaultyFileSystem, WatchingFileSystem, faulty_sqlite
 from walytis_vault.adapters.storage.content_store import DiskContentStore
+from walytis_vault.adapters.storage.secrets_file import SecretsFile
+from walytis_vault.adapters.storage.vault_keys import VaultKeys
 from walytis_vault.domain.errors import ForgottenError, StorageError, StorageFullError, VaultError
 from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.limits import SEGMENT_BYTES
@@ -232,6 +234,36 @@ def test_forgetting_on_a_full_disk(tmp_path: Path, plan: FaultPlan, free: int, c
     again.erase((kept[0].content_id,))
     assert again.erased(kept[0].content_id)
     again.close()
+
+
+def test_what_the_index_names_is_durable_before(tmp_path: Path, plan: FaultPlan) -> None:
+    """Files, folders and slots are synced before the index speaks of them, and at each acknowledgement."""
+    source = open_store(tmp_path / "source")
+    coming = put(source, os.urandom(SEGMENT_BYTES))
+    watch = WatchingFileSystem(plan)
+    store = open_store(tmp_path / "watched", fs=watch)
+    watch.assert_durable()
+    kept = []
+    for size in (100, 60_000, 200_000, 3_000_000, 100):
+        kept.append(put(store, bytes(size)))
+        watch.assert_durable()
+    receiver = store.begin_ciphertext(coming.content_id, coming.root, coming.stored.ciphertext_length)
+    receiver.set_leaves(source.leaf_hashes(coming.content_id))
+    for number in receiver.missing():
+        segment = source.read_ciphertext(coming.content_id, number * SEGMENT_BYTES, SEGMENT_BYTES)
+        receiver.write_segment(number, segment)
+    receiver.finish()
+    watch.assert_durable()
+    store.erase((kept[0].content_id, kept[2].content_id))
+    watch.assert_durable()
+    store.compact(everything=True)
+    watch.assert_durable()
+    store.drop_bytes(kept[3].content_id)
+    watch.assert_durable()
+    SecretsFile(tmp_path, VaultKeys.create(tmp_path / "keys", watch, None), watch).seal_secrets({"a": b"b"})
+    watch.assert_durable()
+    store.close()
+    source.close()
 
 
 def test_an_unwritable_or_missing_home_is_told(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def test_a_replica_that_was_coming_in_is_forgotten_too(tmp_path: Path) -> None:
     assert {hit.canary for hit in find_canaries(tmp_path / "here", canaries)} == set(canaries)
     here.erase((kept.content_id,))
     assert find_canaries(tmp_path / "here", canaries | {"key": SMALL_KEY}) == []
+    assert here._state.index.partials() == []
     here.close()
     source.close()
 
