@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from walytis_vault.adapters.walytis import gossip, kubo_repo, quiet, recovery, upstream
+from walytis_vault.adapters.walytis import gossip, kubo_repo, quiet, recovery, signals, upstream
 from walytis_vault.adapters.walytis.block_store import BlockStore
 from walytis_vault.adapters.walytis.chain import WalytisChain
 from walytis_vault.adapters.walytis.fast_paths import FastPaths
@@ -90,6 +90,7 @@ class WalytisRuntime:
             recovery.recover(home)
             cls._started = True
             upstream.load(folders["ipfs"], folders["walytis"], folders["walytis-log"])
+            signals.take_back()
             fetcher = Fetcher(home / "walytis-log")
             return cls(home, mode, peer_id, fetcher, cls._install_fast_paths(home, fetcher))
 
