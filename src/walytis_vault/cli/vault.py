@@ -140,8 +140,15 @@ def status(session: Session, timeout: float) -> None:
     ]
     pairs += [(f"view {name}", f"at {view.position}, hash {view.hash[:16]}") for name, view in state.views.items()]
     pairs += [(f"blocks {verdict}", count) for verdict, count in state.blocks.items()]
-    pairs += [(name.replace("_", " "), value) for name, value in state.details.items()]
+    pairs += [(name.replace("_", " "), _plain(value)) for name, value in state.details.items()]
     fields(pairs)
+
+
+def _plain(value: object) -> object:
+    """A mapping as a line of text; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    return ", ".join(f"{str(name).replace('_', ' ')} {_plain(inner)}" for name, inner in value.items()) or "none"
 
 
 @command("audit")
@@ -164,22 +171,18 @@ def _show_report(report: Mapping[str, Any]) -> None:
     contents, ballots = report["contents"], report["ballots"]
     stored = sum(1 for c in contents if c["stored_here"])
     erased = sum(1 for c in contents if c["erased_here"])
-    blocks = ", ".join(f"{count} {verdict}" for verdict, count in report["blocks"].items())
     fields(
         [
-            (
-                "batches",
-                f"{report['batches']} verified, {len(report['void_batches'])} void, {len(report['forks'])} forks",
-            ),
+            ("batches", f"{report['batches']} read, {report['void_batches']} void, {len(report['forks'])} forks"),
             ("events", report["events"]),
-            ("blocks", blocks),
+            ("blocks", _plain(report["blocks"])),
             ("contents", f"{len(contents)}: {stored} stored here, {erased} erased"),
             ("stored bytes", "read and checked" if report["data_read"] else "not read (--read-data does)"),
             ("ballots", f"{len(ballots)}: {sum(1 for b in ballots if b['state'] == 'open')} open"),
         ]
     )
     for block in report["refused_blocks"]:
-        click.echo(f"refused block: {printable(block)}")
+        click.echo(f"refused block {block['block']}: {printable(block['reason'])}")
     for finding in report["findings"]:
         click.echo(f"PROBLEM batch {printable(finding['batch_id'])}: {printable(finding['reason'])}")
     for content in report["damaged"]:
