@@ -24,6 +24,7 @@ from zmq.utils import z85
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.protocol import NO_ID, BusLimits, Header, Kind, failure, header, pack, split
 from walytis_vault.bus.security import BusKeys, ClientEntry
+from walytis_vault.bus.wake import Wake
 from walytis_vault.domain.errors import TransportError, UntrustedInputError, VaultError
 
 _log = logging.getLogger(__name__)
@@ -84,8 +85,7 @@ class Door:
         self._peers: dict[bytes, Peer] = {}
         self._blocked: dict[bytes, Peer] = {}
         self._posted: deque[Callable[[], None]] = deque()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._awake = False
+        self._wake = Wake()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
@@ -130,10 +130,7 @@ class Door:
     def post(self, action: Callable[[], None]) -> None:
         """Run something on the door's thread, in order. From any thread; never blocks."""
         self._posted.append(action)
-        if not self._awake:
-            self._awake = True
-            with contextlib.suppress(OSError):
-                os.eventfd_write(self._wake, 1)
+        self._wake.set()
 
     def close(self, timeout: float) -> None:
         """Stop the thread and free the sockets, within `timeout` seconds."""
@@ -145,7 +142,7 @@ class Door:
                 _log.error("the bus did not stop in %.1f s; its socket is left to the end of the process", timeout)
                 return
         self._context.destroy(linger=200)
-        os.close(self._wake)
+        self._wake.close()
 
     @property
     def connections(self) -> int:
@@ -216,16 +213,14 @@ class Door:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._zap, zmq.POLLIN)
-        poller.register(self._wake, zmq.POLLIN)
+        poller.register(self._wake.fileno(), zmq.POLLIN)
         next_tick = time.monotonic() + _TICK
         while not self._stopping:
             now = time.monotonic()
             wait = min(next_tick - now, _RETRY if self._blocked else _TICK)
             ready = dict(poller.poll(max(0, int(wait * 1000))))
             try:
-                if self._wake in ready:
-                    os.eventfd_read(self._wake)
-                self._awake = False
+                self._wake.clear()
                 for _ in range(len(self._posted)):
                     self._posted.popleft()()
                 if self._zap in ready:

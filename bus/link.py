@@ -23,6 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 from walytis_vault.bus.endpoint import Address, EndpointRecord, read_record
 from walytis_vault.bus.protocol import FAILURE, BusLimits, Failure, Header, Kind, decode, pack, split
 from walytis_vault.bus.security import ClientKey
+from walytis_vault.bus.wake import Wake
 from walytis_vault.domain.errors import (
     MisuseError,
     NoNodeError,
@@ -95,11 +96,10 @@ class Link:
         self._exchanges: dict[bytes, Exchange] = {}
         self._posted: deque[Callable[[], None]] = deque()
         self._unsent: deque[list[bytes | memoryview]] = deque()
-        self._awake = False
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._wake = -1
+        self._wake: Wake | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -124,10 +124,8 @@ class Link:
     def post(self, action: Callable[[], None]) -> None:
         """Run something on the link's thread, in order. From any thread; after `close` it is dropped."""
         self._posted.append(action)
-        if not self._awake and not self._closed:
-            self._awake = True
-            with contextlib.suppress(OSError):
-                os.eventfd_write(self._wake, 1)
+        if self._wake is not None:
+            self._wake.set()
 
     def end(self, exchange: Exchange) -> None:
         """Forget an exchange. On the link's thread."""
@@ -162,8 +160,8 @@ class Link:
             thread = self._thread
         if was or thread is None or self._pid != os.getpid():
             return
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake, 1)
+        if self._wake is not None:
+            self._wake.set()
         if thread is not threading.current_thread():
             thread.join(timeout)
 
@@ -174,8 +172,8 @@ class Link:
             if self._closed:
                 raise ClosedError("this client is closed")
             if self._thread is None:
-                self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-                self._poller.register(self._wake, zmq.POLLIN)
+                self._wake = Wake()
+                self._poller.register(self._wake.fileno(), zmq.POLLIN)
                 self._thread = threading.Thread(target=self._run, name="bus-link", daemon=True)
                 self._thread.start()
 
@@ -211,9 +209,8 @@ class Link:
         if self._socket is not None and self._connected:
             self._poller.modify(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
         ready = dict(self._poller.poll(max(0, int(wait * 1000))))
-        if self._wake in ready:
-            os.eventfd_read(self._wake)
-        self._awake = False
+        if self._wake is not None:
+            self._wake.clear()
         for _ in range(len(self._posted)):
             self._posted.popleft()()
         if self._monitor is not None and self._monitor in ready:
@@ -370,10 +367,8 @@ class Link:
         self._fail_all(ClosedError("this client was closed"))
         if self._context is not None:
             self._context.destroy(linger=0)
-        with self._lock:
-            wake, self._wake = self._wake, -1
-        if wake >= 0:
-            os.close(wake)
+        if self._wake is not None:
+            self._wake.close()
 
 
 def reported(message: Header) -> Failure:

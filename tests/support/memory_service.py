@@ -158,6 +158,11 @@ class MemoryService:
             self.contents[session.content_id]["size"] = size
         return session.content_id
 
+    def begin_publish_row(self, number: int) -> None:
+        """A small content named by a number."""
+        session = MemorySession(self, PublishOptions(name=str(number)), None)
+        self.commit_publish(session, PublishOptions(name=str(number)), None, b"")
+
     def begin_publish(self, options: PublishOptions, key: RequestKey | None = None) -> MemorySession | Published:
         with self._condition:
             if key is not None and (found := self._known(key)) is not None:

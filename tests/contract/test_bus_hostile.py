@@ -1,0 +1,361 @@
+"""Clients of any quality: whatever one of them sends, the others are served and the node's memory stays bounded."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+import zmq
+
+from support.bus_world import World
+from walytis_vault.bus import protocol as p
+from walytis_vault.bus.calls import OpenCall, PublishCall, StatusCall, SubscribeCall
+from walytis_vault.bus.protocol import BusLimits, Credit, Kind, Nothing, Place, header, pack
+from walytis_vault.bus.security import add_client, load_key
+
+LIMITS = BusLimits(idle=1.0, stalled=1.0, client_streams=16, client_subscriptions=600)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path, limits=LIMITS)
+    yield made
+    made.close()
+
+
+class Raw:
+    """A client that says what it likes."""
+
+    def __init__(self, world: World, *, rcvhwm: int = 1000, key_name: str = "local") -> None:
+        key = load_key(world.home / "bus" / f"{key_name}.key")
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.rcvhwm = rcvhwm
+        self.socket.rcvtimeo = 5000
+        self.socket.curve_serverkey = world.keys.public.encode()
+        self.socket.curve_publickey = key.public_key.encode()
+        self.socket.curve_secretkey = key.secret_key.encode()
+        self.socket.connect(world.endpoint)
+
+    def send(self, kind: Kind, message_id: bytes, body: Any, data: bytes | None = None) -> None:
+        self.socket.send_multipart(pack(kind, message_id, body, data))
+
+    def receive(self) -> tuple[Kind, bytes, dict[str, Any]]:
+        parts = self.socket.recv_multipart()
+        message = p.split(parts, body_cap=1 << 22, data_cap=1 << 22)
+        return message.kind, message.id, msgspec.msgpack.decode(message.body)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def raw(world: World) -> Iterator[Raw]:
+    made = Raw(world)
+    yield made
+    made.close()
+
+
+def rss() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def ident() -> bytes:
+    return secrets.token_bytes(16)
+
+
+OK_HEADER = header(Kind.REQUEST, b"i" * 16)
+GARBAGE: list[list[bytes]] = [
+    [b""],
+    [b"", b""],
+    [b"x" * 21, b""],
+    [OK_HEADER],
+    [OK_HEADER, b""],
+    [OK_HEADER, b"\xc1"],
+    [OK_HEADER, b"\x81\xa4call\xa4none"],
+    [OK_HEADER, b"\x82\xa4call\xa6status\xa1x\x01"],
+    [OK_HEADER, b"\x91" * 1000],
+    [OK_HEADER, b"\x80" * 100_000],
+    [OK_HEADER[:20], b"\x80"],
+    [OK_HEADER, b"\x81\xa4call\xa6status", b"data"],
+    [OK_HEADER, b"\x80", b"", b""],
+    [b"WVB\x01\x77" + b"i" * 16, b"\x80"],
+    [header(Kind.REPLY, b"i" * 16), b"\x80"],
+    [header(Kind.PING, b"i" * 16), b"\x81\xa1x\x01"],
+    [header(Kind.CREDIT, b"i" * 16), b"\x80"],
+    [header(Kind.REQUEST, bytes(16)), b"\x81\xa4call\xa6status"],
+]
+
+
+def test_garbage_is_answered_or_cut_and_nobody_else_notices(world: World) -> None:
+    """Malformed messages of every kind get an error; whoever keeps on is cut; another client is served."""
+    client = world.client()
+    for parts in GARBAGE:
+        raw = Raw(world)
+        raw.socket.send_multipart(parts)
+        kind, _, body = raw.receive()
+        assert kind is Kind.ERROR, parts
+        assert body["code"] in ("untrusted-input", "misuse", "protocol-version", p.STREAM_GONE), parts
+        raw.close()
+    raw = Raw(world)
+    for _ in range(200):
+        raw.socket.send_multipart([b"junk", b"junk"])
+    codes = 0
+    raw.socket.rcvtimeo = 500
+    while True:
+        try:
+            raw.socket.recv_multipart()
+            codes += 1
+        except zmq.Again:
+            break
+    assert codes < 200
+    raw.close()
+    assert client.status().position == 0
+
+
+def test_another_version_is_told_which_to_use(raw: Raw) -> None:
+    """A message of another protocol version is answered with the versions that the node speaks."""
+    raw.socket.send_multipart([b"WVB\x02" + OK_HEADER[4:], b"\x80"])
+    kind, message_id, body = raw.receive()
+    assert (kind, message_id, body["code"], body["versions"]) == (Kind.ERROR, b"i" * 16, "protocol-version", [1])
+
+
+def test_large_parts_and_many_parts(world: World) -> None:
+    """60 parts of 1 MB, and 60 of a quarter: the connection is cut or the message refused; memory stays bounded."""
+    client = world.client()
+    client.status()
+    before = rss()
+    for size in (1 << 20, 250_000):
+        raw = Raw(world)
+        raw.socket.send_multipart([b"x" * size] * 60)
+        raw.socket.rcvtimeo = 1000
+        with pytest.raises((zmq.Again, AssertionError)):
+            while True:
+                assert raw.receive()[0] is not Kind.ERROR
+        raw.close()
+    assert client.status().position == 0
+    assert rss() - before < 100 << 20
+
+
+def test_a_download_without_credit_sends_nothing(world: World, raw: Raw) -> None:
+    """A client that grants nothing gets the length and no byte; with a little credit exactly that."""
+    content_id = world.service.pretend(1 << 40)
+    stream = ident()
+    raw.send(Kind.REQUEST, stream, OpenCall(content_id=content_id, limit=0, timeout_ms=1000))
+    assert raw.receive() == (Kind.OPENED, stream, {"length": 1 << 40, "content_id": "", "limit": 0})
+    raw.send(Kind.PING, stream, Nothing())
+    assert raw.receive()[0] is Kind.PONG
+    raw.send(Kind.CREDIT, stream, Credit(received=0, limit=10))
+    assert raw.receive() == (Kind.CHUNK, stream, {"offset": 0})
+    raw.send(Kind.PING, stream, Nothing())
+    kind, _, body = raw.receive()
+    assert (kind, body["sent"]) == (Kind.PONG, 10)
+
+
+def test_credit_without_taking_is_bounded_and_cut(world: World) -> None:
+    """Clients that grant all the credit there is and take nothing hold a bounded amount and are cut."""
+    content_id = world.service.pretend(1 << 40)
+    client = world.client()
+    client.status()
+    before = rss()
+    add_client(world.home / "bus", "stalled")
+    stalled = [Raw(world, rcvhwm=1, key_name="stalled") for _ in range(4)]
+    for raw in stalled:
+        for _ in range(4):
+            call = OpenCall(content_id=content_id, limit=1 << 50, timeout_ms=1000)
+            raw.send(Kind.REQUEST, ident(), call)
+    assert eventually(lambda: world.service.bytes_read > 64 << 20)
+    client.publish(b"x" * 300_000)
+    assert world.server.details()["bytes_down"] <= 4 * LIMITS.peer_bytes
+    assert rss() - before < 400 << 20
+    assert eventually(lambda: not world.service.readers, 10)
+    assert eventually(lambda: world.server.details()["bytes_down"] == 0)
+    for raw in stalled:
+        raw.close()
+    assert client.request(client.publish(b"y").content_id) == b"y"
+
+
+def test_a_thousand_streams(world: World, raw: Raw) -> None:
+    """A client that opens 1,000 streams gets as many as it may have, and is told about the others."""
+    content_id = world.service.pretend(1 << 30)
+    for n in range(1000):
+        if n % 2:
+            raw.send(Kind.REQUEST, ident(), OpenCall(content_id=content_id, limit=0, timeout_ms=1000))
+        else:
+            raw.send(Kind.REQUEST, ident(), PublishCall(inline=False))
+    seen: dict[str, int] = {}
+    for _ in range(1000):
+        kind, _, body = raw.receive()
+        what = body.get("code", kind.name)
+        seen[what] = seen.get(what, 0) + 1
+    assert seen == {"OPENED": LIMITS.client_streams, "busy": 1000 - LIMITS.client_streams}
+    assert len(world.service.readers) + len(world.service.sessions) == LIMITS.client_streams
+    raw.close()
+    assert eventually(lambda: not world.service.readers and not world.service.sessions)
+
+
+def test_too_many_requests_at_once(world: World, raw: Raw) -> None:
+    """A client with more requests in flight than it may have is told that it is too many."""
+    world.service.latency = 0.5
+    for _ in range(400):
+        raw.send(Kind.REQUEST, ident(), PublishCall(inline=True), b"x")
+    codes = [raw.receive()[2].get("code") for _ in range(400 - LIMITS.peer_requests)]
+    assert set(codes) == {"busy"}
+
+
+def test_an_upload_beyond_its_credit(world: World, raw: Raw) -> None:
+    """Data beyond the credit, out of order or empty ends the upload, and nothing is published."""
+    for offset, data in ((0, b""), (5, b"x"), (1 << 40, b"x")):
+        stream = ident()
+        raw.send(Kind.REQUEST, stream, PublishCall(inline=False))
+        assert raw.receive()[0] is Kind.OPENED
+        raw.send(Kind.DATA, stream, Place(offset=offset), data)
+        kind, message_id, _ = raw.receive()
+        assert (kind, message_id) == (Kind.ERROR, stream)
+    stream = ident()
+    raw.send(Kind.REQUEST, stream, PublishCall(inline=False))
+    limit = raw.receive()[2]["limit"]
+    gate = threading.Event()
+    for _ in range(8):
+        world.server._pools["stream"].submit(object(), lambda: gate.wait(5) and None)
+    for n in range(limit // LIMITS.chunk + 1):
+        raw.send(Kind.DATA, stream, Place(offset=n * LIMITS.chunk), b"x" * LIMITS.chunk)
+    kind, message_id, body = raw.receive()
+    assert (kind, message_id, body["code"]) == (Kind.ERROR, stream, "busy")
+    gate.set()
+    assert eventually(lambda: not world.service.sessions)
+    assert world.service.position == 0
+
+
+def test_tiny_data_does_not_pile_up(world: World, raw: Raw) -> None:
+    """An upload in single bytes comes out right."""
+    stream = ident()
+    raw.send(Kind.REQUEST, stream, PublishCall(inline=False))
+    raw.receive()
+    for n in range(3000):
+        raw.send(Kind.DATA, stream, Place(offset=n), bytes([n % 256]))
+    raw.send(Kind.END, stream, p.Length(length=3000))
+    while (answer := raw.receive())[0] is not Kind.REPLY:
+        assert answer[0] is Kind.GRANT
+    assert world.service.blobs[answer[2]["content_id"]] == bytes(n % 256 for n in range(3000))
+
+
+def test_a_silent_upload_is_cut(world: World, raw: Raw) -> None:
+    """An upload whose client says nothing for the idle time is aborted."""
+    raw.send(Kind.REQUEST, ident(), PublishCall(inline=False))
+    assert raw.receive()[0] is Kind.OPENED
+    kind, _, body = raw.receive()
+    assert (kind, body["code"]) == (Kind.ERROR, "transport")
+    assert eventually(lambda: not world.service.sessions)
+
+
+def test_credit_that_lies(world: World, raw: Raw) -> None:
+    """Credit for bytes or changes that were never sent ends the stream."""
+    content_id = world.service.pretend(1 << 30)
+    calls = [
+        OpenCall(content_id=content_id, limit=0, timeout_ms=1000),
+        SubscribeCall(view="events", after=0, limit=0),
+    ]
+    for call in calls:
+        stream = ident()
+        raw.send(Kind.REQUEST, stream, call)
+        if isinstance(call, OpenCall):
+            raw.receive()
+        raw.send(Kind.CREDIT, stream, Credit(received=5, limit=10))
+        kind, _, body = raw.receive()
+        assert (kind, body["code"]) == (Kind.ERROR, "misuse")
+
+
+def test_slow_loris_and_plain_connections(world: World) -> None:
+    """200 connections that never finish a handshake do not keep a client out."""
+    path = world.endpoint.removeprefix("ipc://")
+    held = []
+    for n in range(200):
+        s = socket.socket(socket.AF_UNIX)
+        s.connect(path)
+        if n % 2:
+            s.sendall(os.urandom(n))
+        held.append(s)
+    assert world.client().status().position == 0
+    for s in held:
+        s.close()
+
+
+def test_flooding_leaves_others_served(world: World) -> None:
+    """While one client sends as fast as it can, another's requests are answered."""
+    stop = threading.Event()
+
+    def flood() -> None:
+        raw = Raw(world)
+        raw.socket.sndtimeo = 100
+        while not stop.is_set():
+            try:
+                raw.send(Kind.REQUEST, ident(), StatusCall())
+                raw.send(Kind.PING, ident(), Nothing())
+            except zmq.Again:
+                continue
+        raw.close()
+
+    client = world.client()
+    client.status()
+    before = rss()
+    thread = threading.Thread(target=flood)
+    thread.start()
+    for _ in range(100):
+        client.status()
+    stop.set()
+    thread.join()
+    assert rss() - before < 200 << 20
+
+
+def test_500_subscribers_share_the_work(world: World) -> None:
+    """500 subscribers get every change, no reader polls, and those at the same place share one read."""
+    client = world.client()
+    subscriptions = [client.subscribe("events") for _ in range(500)]
+    world.service.advance(5)
+    for subscription in subscriptions:
+        assert [next(subscription).position for _ in range(5)] == [1, 2, 3, 4, 5]
+    settle = world.service.change_reads
+    assert settle < 5000
+    threading.Event().wait(0.5)
+    assert world.service.change_reads == settle
+    for subscription in subscriptions:
+        subscription.close()
+
+
+def test_a_subscriber_that_grants_nothing_costs_only_itself(world: World, raw: Raw) -> None:
+    """A subscriber without credit gets nothing, however much happens, and others follow."""
+    raw.send(Kind.REQUEST, ident(), SubscribeCall(view="events", after=0, limit=3))
+    changes = world.client().subscribe("events")
+    world.service.advance(2000)
+    assert [next(changes).position for _ in range(2000)] == list(range(1, 2001))
+    kind, stream, body = raw.receive()
+    got = body["count"]
+    while got < 3:
+        kind, stream, body = raw.receive()
+        got += body["count"]
+    assert (kind, got) == (Kind.CHANGES, 3)
+    raw.send(Kind.PING, stream, Nothing())
+    kind, _, body = raw.receive()
+    assert (kind, body["sent"]) == (Kind.PONG, 3)
+
+
+def eventually(condition: Any, timeout: float = 5.0) -> bool:
+    """Poll a condition that another thread makes true; bounded."""
+    pause = threading.Event()
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        pause.wait(0.01)
+    return False

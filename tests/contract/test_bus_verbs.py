@@ -1,0 +1,423 @@
+"""Every verb, over real sockets, on both clients."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from support.bus_world import World
+from walytis_vault.bus.messages import Published
+from walytis_vault.bus.security import ALL_VERBS, add_client
+from walytis_vault.client import Client
+from walytis_vault.domain.errors import (
+    ConflictError,
+    ForgottenError,
+    MisuseError,
+    NoNodeError,
+    PermissionRefusedError,
+    RetractedError,
+    StorageError,
+    TimedOutError,
+    UnknownIdError,
+    VaultError,
+)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def client(world: World, request: pytest.FixtureRequest) -> Client:
+    return world.client() if request.param == "threads" else world.sync()
+
+
+def test_small_content_comes_back(client: Client) -> None:
+    """What was published is what is requested."""
+    published = client.publish(b"hello", name="greeting", media_type="text/plain", labels=("a", "b"), note="n")
+    assert isinstance(published, Published)
+    assert published.position == 1
+    assert client.request(published.content_id) == b"hello"
+    row = client.query("catalogue")[0]
+    assert (row.content_id, row.name, row.size, row.labels) == (published.content_id, "greeting", 5, ("a", "b"))
+    assert row.as_dict()["media_type"] == "text/plain"
+    assert dict(row)["state"] == "available"
+
+
+@pytest.mark.parametrize("size", [0, 1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, 5 << 20])
+def test_sizes_around_the_limits(client: Client, tmp_path: Path, size: int) -> None:
+    """Empty, inline, just over inline and streamed contents come back equal, from bytes, file object and path."""
+    data = os.urandom(size)
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    target = tmp_path / "target"
+    for given in (data, io.BytesIO(data), source):
+        published = client.publish(given)
+        assert client.request(published.content_id) == data
+        assert client.request(published.content_id, to=target) is None
+        assert target.read_bytes() == data
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bus", "source", "target"]
+
+
+def test_a_path_gives_its_name(client: Client, tmp_path: Path) -> None:
+    """A content from a path is named as the file unless a name is given."""
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    client.publish(tmp_path / "photo.jpg")
+    client.publish(tmp_path / "photo.jpg", name="other")
+    assert [r.name for r in client.query("catalogue")] == ["photo.jpg", "other"]
+
+
+def test_an_unseekable_source_of_unknown_length(client: Client) -> None:
+    """A pipe is streamed until its end."""
+    read, write = os.pipe()
+    data = os.urandom(700_000)
+
+    def feed() -> None:
+        with os.fdopen(write, "wb") as file:
+            file.write(data)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    with os.fdopen(read, "rb") as file:
+        published = client.publish(file)
+    thread.join()
+    assert client.request(published.content_id) == data
+
+
+def test_request_into_an_open_file(client: Client) -> None:
+    """`to` may be a binary file object, which stays open."""
+    published = client.publish(b"abc" * 100_000)
+    buffer = io.BytesIO()
+    assert client.request(published.content_id, to=buffer) is None
+    assert buffer.getvalue() == b"abc" * 100_000
+
+
+def test_progress_is_reported(client: Client) -> None:
+    """Progress grows to the total in both directions."""
+    seen: list[tuple[int, int | None]] = []
+    published = client.publish(b"x" * 3_000_000, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (3_000_000, 3_000_000)
+    assert sorted(seen) == seen
+    seen.clear()
+    client.request(published.content_id, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (3_000_000, 3_000_000)
+
+
+def test_forget_and_what_remains(client: Client) -> None:
+    """A forgotten content is refused with the reason, and its record remains."""
+    content_id = client.publish(b"secret", name="n").content_id
+    ballot = client.forget(content_id, reason="enough")
+    assert (ballot.state, ballot.contents) == ("carried", (content_id,))
+    with pytest.raises(ForgottenError):
+        client.request(content_id)
+    assert client.query("catalogue")[0].state == "forgotten"
+    assert client.query("ballots")[0].ballot_id == ballot.ballot_id
+
+
+def test_ballots(world: World, client: Client) -> None:
+    """Consent carries, refusal and withdrawal end, a ballot of several."""
+    world.service.electorate = ("did:me", "did:you")
+    a, b, c = (client.publish(bytes([n])).content_id for n in range(3))
+    ballot = client.forget(a, a)
+    assert ballot.state == "open"
+    assert client.consent(ballot.ballot_id).state == "carried"
+    assert client.refuse(client.forget(b).ballot_id, reason="no").state == "refused"
+    ballot = client.forget(c)
+    assert client.withdraw(ballot.ballot_id).state == "withdrawn"
+    with pytest.raises(MisuseError):
+        client.consent(ballot.ballot_id)
+
+
+def test_retract_and_restore(client: Client) -> None:
+    """A retracted content is refused until it is restored."""
+    content_id = client.publish(b"x").content_id
+    assert client.retract(content_id) == 2
+    with pytest.raises(RetractedError):
+        client.request(content_id)
+    assert client.restore(content_id) == 3
+    assert client.request(content_id) == b"x"
+
+
+def test_queries_page_through_everything(client: Client, world: World) -> None:
+    """limit=None gives all rows however many pages they are; a limit gives so many; filters narrow."""
+    for n in range(1203):
+        world.service.begin_publish_row(n)
+    assert len(client.query("catalogue", limit=None)) == 1203
+    assert len(client.query("catalogue")) == 100
+    assert len(client.query("catalogue", limit=777)) == 777
+    assert client.query("catalogue", limit=0) == []
+    assert [r.name for r in client.query("catalogue", name="7")] == ["7"]
+
+
+def test_rows_that_are_large_still_come(client: Client, world: World) -> None:
+    """A page is made smaller rather than refused when its rows are large."""
+    for _ in range(40):
+        client.publish(b"x", name="n" * 4000, labels=tuple("l" * 250 + str(i) for i in range(60)))
+    assert len(client.query("catalogue", limit=None)) == 40
+
+
+def test_status_members_and_administration(client: Client) -> None:
+    """Status, members, invite, remove, audit and replay answer."""
+    status = client.status()
+    assert status.vault_id == "vault-in-memory"
+    assert set(status.views) >= {"catalogue", "ballots"}
+    assert [m.did for m in client.members()] == ["did:me"]
+    assert client.invite(expires=60).endswith(("-60", "-59"))
+    assert client.remove("did:me") == 1
+    assert client.audit(read_data=True)["read_data"] is True
+    assert client.replay("catalogue")["views"] == ["catalogue"]
+
+
+def test_wait_for(client: Client, world: World) -> None:
+    """A wait ends when views get there, at once when they are there, and with TimedOutError otherwise."""
+    client.publish(b"x")
+    assert client.wait_for(1) == 1
+    timer = threading.Timer(0.05, world.service.advance)
+    timer.start()
+    assert client.wait_for(2) == 2
+    with pytest.raises(TimedOutError):
+        client.wait_for(99, timeout=0.2)
+
+
+def test_a_subscription_replays_then_follows(client: Client, world: World) -> None:
+    """Every change comes once and in order, those before and those after."""
+    world.service.advance(10)
+    changes = client.subscribe("events", after=3)
+    assert [c.position for c in islice(changes, 7)] == [4, 5, 6, 7, 8, 9, 10]
+    published = client.publish(b"x", labels=("l",))
+    change = next(changes)
+    assert (change.position, change.type, change.ids) == (11, "content-published/1", (published.content_id,))
+    filtered = client.subscribe("catalogue", label="l")
+    change = next(filtered)
+    assert change.row is not None
+    assert change.row["content_id"] == published.content_id
+
+
+@pytest.mark.parametrize("call", ["request", "retract", "forget", "consent", "refuse", "withdraw", "restore"])
+def test_unknown_and_malformed_ids(client: Client, call: str) -> None:
+    """An unknown id and a text that is no id are told apart from other errors."""
+    with pytest.raises(UnknownIdError):
+        getattr(client, call)(secrets.token_hex(16))
+    for bad in ("", "xyz", "00" * 15, None, "g" * 32):
+        with pytest.raises(MisuseError):
+            getattr(client, call)(bad)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "n" * 10_000},
+        {"media_type": "m" * 300},
+        {"labels": ("x",) * 65},
+        {"labels": "text"},
+        {"labels": ("l" * 300,)},
+        {"note": "n" * 20_000},
+        {"name": "\ud800"},
+        {"revises": "nonsense"},
+        {"expires": dt.datetime(2027, 1, 1)},  # noqa: DTZ001 - that is the point
+        {"expires": float("nan")},
+        {"expires": "soon"},
+        {"request_id": b"short"},
+        {"request_id": "zz" * 16},
+        {"request_id": bytes(16)},
+    ],
+)
+def test_bad_arguments_of_publish(client: Client, world: World, arguments: dict[str, object]) -> None:
+    """Arguments that cannot work are refused with a sentence, and nothing is published."""
+    with pytest.raises(MisuseError):
+        client.publish(b"x", **arguments)  # type: ignore[arg-type]
+    assert world.service.position == 0
+
+
+@pytest.mark.parametrize("expires", [60, 60.5, dt.timedelta(minutes=1), dt.datetime(2099, 1, 1, tzinfo=dt.UTC)])
+def test_expiry_is_taken_in_every_form(client: Client, world: World, expires: float) -> None:
+    """Seconds, a span and a moment become a time on the record."""
+    content_id = client.publish(b"x", expires=expires).content_id
+    assert world.service.contents[content_id]["expires_ms"] > 0
+
+
+def test_bad_sources(client: Client, world: World, tmp_path: Path) -> None:
+    """A folder, a missing file, a text and a text file are refused; nothing is published."""
+    (tmp_path / "t").write_text("x")
+    with (tmp_path / "t").open() as text:
+        for bad in (tmp_path, tmp_path / "none", "text", 7, None, text, io.StringIO("x")):
+            with pytest.raises(MisuseError):
+                client.publish(bad)  # type: ignore[arg-type]
+    assert world.service.position == 0
+
+
+class _Shrinking(io.RawIOBase):
+    """A file of 3 MB that turns out to have less, or fails."""
+
+    def __init__(self, *, fail: bool) -> None:
+        self._left = 1_000_000
+        self._fail = fail
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = 3_000_000 if whence == os.SEEK_END else offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        if self._left <= 0:
+            if self._fail:
+                raise OSError(5, "Input/output error")
+            return b""
+        self._left -= 500_000
+        return b"x" * 500_000
+
+
+@pytest.mark.parametrize("fail", [True, False])
+def test_a_source_that_breaks_leaves_nothing(client: Client, world: World, fail: bool) -> None:
+    """A file that shrinks or fails while it is read is an error of storage, and its session is aborted."""
+    with pytest.raises(StorageError):
+        client.publish(_Shrinking(fail=fail))  # type: ignore[arg-type]
+    client.status()
+    assert wait_until(lambda: not world.service.sessions)
+    assert world.service.position == 0
+    assert world.service.aborted == 1
+
+
+def test_bad_targets_leave_nothing(client: Client, tmp_path: Path) -> None:
+    """A folder, an unwritable place and a text as target are refused, and no partial file remains."""
+    content_id = client.publish(b"x" * 1_000_000).content_id
+    (tmp_path / "d").mkdir()
+    for bad in (tmp_path / "d", "text", io.StringIO()):
+        with pytest.raises(MisuseError):
+            client.request(content_id, to=bad)  # type: ignore[arg-type]
+    with pytest.raises(StorageError):
+        client.request(content_id, to=tmp_path / "none" / "x")
+    with pytest.raises(VaultError):
+        client.request(secrets.token_hex(16), to=tmp_path / "d" / "x")
+    with pytest.raises(StorageError):
+        client.request(content_id, to=Path("/dev/full"))
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_the_same_request_id_happens_once(client: Client, world: World) -> None:
+    """A publish repeated with its id returns the first receipt; another body under it is an error."""
+    key = secrets.token_bytes(16)
+    for data in (b"small", b"large" * 100_000):
+        key = secrets.token_bytes(16)
+        first = client.publish(data, request_id=key, expires=dt.timedelta(days=1))
+        assert client.publish(data, request_id=key.hex(), expires=dt.timedelta(days=1)) == first
+        with pytest.raises(ConflictError):
+            client.publish(data, request_id=key, name="another")
+    assert world.service.position == 2
+    ballot = client.forget(first.content_id, request_id=secrets.token_bytes(16))
+    assert ballot.state == "carried"
+
+
+VERB_OF = {
+    "read": ("status", "query", "request", "subscribe", "wait_for", "members"),
+    "publish": ("publish", "publish_stream", "retract", "restore"),
+    "forget": ("forget", "consent", "refuse", "withdraw"),
+    "admin": ("invite", "remove", "audit", "replay"),
+}
+
+
+@pytest.mark.parametrize("verb", ALL_VERBS)
+def test_a_key_may_only_use_its_verbs(world: World, verb: str) -> None:
+    """Of all calls, a key with one verb may use those of that verb, and is refused every other."""
+    add_client(world.home / "bus", "limited", [verb])
+    client = world.client(key="limited")
+    some = secrets.token_hex(16)
+    calls = {
+        "status": client.status,
+        "query": lambda: client.query("catalogue"),
+        "members": client.members,
+        "request": lambda: client.request(some),
+        "subscribe": lambda: client.subscribe("events").next(0.2),
+        "wait_for": lambda: client.wait_for(0),
+        "publish": lambda: client.publish(b"x"),
+        "publish_stream": lambda: client.publish(b"x" * 200_000),
+        "retract": lambda: client.retract(some),
+        "restore": lambda: client.restore(some),
+        "forget": lambda: client.forget(some),
+        "consent": lambda: client.consent(some),
+        "refuse": lambda: client.refuse(some),
+        "withdraw": lambda: client.withdraw(some),
+        "invite": client.invite,
+        "remove": lambda: client.remove("did:none"),
+        "audit": client.audit,
+        "replay": client.replay,
+    }
+    assert {name for names in VERB_OF.values() for name in names} == set(calls)
+    for name, call in calls.items():
+        if name in VERB_OF[verb]:
+            try:
+                call()
+            except PermissionRefusedError:
+                pytest.fail(f"{name} was refused")
+            except UnknownIdError:
+                pass
+        else:
+            with pytest.raises(PermissionRefusedError):
+                call()
+
+
+def test_without_a_node(tmp_path: Path) -> None:
+    """No home, no node, a dead node's socket: NoNodeError, at once."""
+    for home in (tmp_path / "none", tmp_path):
+        with Client(home) as client, pytest.raises(NoNodeError):
+            client.status()
+    world = World(tmp_path)
+    record = (tmp_path / "bus" / "endpoint.json").read_bytes()
+    world.close()
+    (tmp_path / "bus" / "endpoint.json").write_bytes(record)
+    (tmp_path / "bus" / "endpoint.json").chmod(0o600)
+    with Client(tmp_path) as client, pytest.raises(NoNodeError):
+        client.publish(b"x" * 1_000_000)
+
+
+def test_a_closed_client(world: World) -> None:
+    """After close, calls are refused, waits and iterations end, and closing again does nothing."""
+    client = world.client()
+    changes = client.subscribe("events")
+    ended = threading.Event()
+
+    def follow() -> None:
+        for _ in changes:
+            pass
+        ended.set()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    client.status()
+    client.close()
+    client.close()
+    thread.join(3)
+    assert ended.is_set()
+    with pytest.raises(MisuseError):
+        client.status()
+
+
+def wait_until(condition: object, timeout: float = 5.0) -> bool:
+    """Poll a condition that another thread makes true; bounded."""
+    assert callable(condition)
+    done = threading.Event()
+    for _ in range(int(timeout / 0.01)):
+        if condition():
+            return True
+        done.wait(0.01)
+    return False
