@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from walytis_vault.adapters.identity import certificates
+from walytis_vault.adapters.identity import certificates, guards
+from walytis_vault.adapters.identity.group import JOIN_TIMEOUT, GroupHost, join, parse_invitation
 from walytis_vault.adapters.identity.store_key import StoreKey, parse_store_key
 from walytis_vault.adapters.walytis import block_ids, index_files, upstream
 from walytis_vault.adapters.walytis.files import make_private_folder, read_text, replace_file
@@ -31,6 +32,18 @@ class _Record(msgspec.Struct, frozen=True):
     group_did: str
 
 
+class _StoredKey(msgspec.Struct, frozen=True):
+    family: str
+    public_key: str
+    creation_time: str
+
+
+class _StoredKeys(msgspec.Struct, frozen=True):
+    """A key store's file, as far as it is public."""
+
+    keys: list[_StoredKey] = []
+
+
 class IdentityKeeper:
     """The identity in one folder. The Walytis node must run in this process."""
 
@@ -40,6 +53,7 @@ class IdentityKeeper:
         self._keys = parse_store_key(key)
         self._record = record
         self._device_store: Any = None
+        self._host = GroupHost(folder, self._start_group)
 
     @classmethod
     def create(cls, folder: Path, key: bytes) -> IdentityKeeper:
@@ -57,10 +71,37 @@ class IdentityKeeper:
             raise MisuseError(f"{folder} already holds an identity")
         make_private_folder(folder)
         with _our_errors("create the identity"):
+            guards.install()
             identities = upstream.identities()
             device_store = _store(folder / "device.json", keys.device)
             device = identities.DidManager.create(device_store)
             group = identities.GroupDidManager.create(_store(folder / "group.json", keys.group), device)
+            record = _Record(device_did=device.did, group_did=group.did)
+            group.terminate()
+        replace_file(folder / _RECORD, msgspec.json.encode(record))
+        return cls(folder, key, record)
+
+    @classmethod
+    def join(cls, folder: Path, key: bytes, code: str, *, timeout: float = JOIN_TIMEOUT) -> IdentityKeeper:
+        """Make a device DID and join the group that an invitation names.
+
+        Args:
+            folder: where the key stores will lie; made if missing, must hold no identity.
+            key: from `new_store_key`; needed again by `open`.
+            code: what `invite` gave on the inviter's node, which must run.
+            timeout: seconds; on loopback it takes about 11.
+        Raises:
+            MisuseError: not an invitation, or the folder already holds an identity.
+            TransportError, NotYetAvailableError: it did not work; the folder may be removed.
+        """
+        keys, invitation = parse_store_key(key), parse_invitation(code)
+        if (folder / _RECORD).exists():
+            raise MisuseError(f"{folder} already holds an identity")
+        make_private_folder(folder)
+        with _our_errors("join the identity"):
+            guards.install()
+            device = upstream.identities().DidManager.create(_store(folder / "device.json", keys.device))
+            group = join(invitation, _store(folder / "group.json", keys.group), device, timeout=timeout)
             record = _Record(device_did=device.did, group_did=group.did)
             group.terminate()
         replace_file(folder / _RECORD, msgspec.json.encode(record))
@@ -105,6 +146,7 @@ class IdentityKeeper:
             A certificate of about 3.5 kB for `check_certificate`.
         """
         with _our_errors("sign with the device's control keys"):
+            guards.install()
             store = self._open_device_store()
             history = control_keys_on_record(self.device_did)
             if not history:
@@ -114,13 +156,55 @@ class IdentityKeeper:
             message = certificates.LABEL + statement
             return certificates.encode(current.key_id, [store.get_key(i).sign(message, None) for i in key_ids])
 
+    def invite(self, *, expires_s: float, addresses: Sequence[str]) -> str:
+        """Make a one-use invitation to the group; see `GroupHost.invite`. Takes about a second the first time."""
+        with _our_errors("invite"):
+            return self._host.invite(expires_s=expires_s, addresses=addresses)
+
+    def resume_invitations(self) -> bool:
+        """After a restart: serve invitations that are still out. Costs nothing when there are none."""
+        with _our_errors("serve invitations"):
+            return self._host.resume()
+
+    def revoke_invitations(self) -> None:
+        """End every invitation that is out."""
+        with _our_errors("revoke invitations"):
+            self._host.revoke_all()
+
+    def group_members(self) -> set[str]:
+        """DIDs that the group's chain names. Unverified (U3): admission is decided by our own events."""
+        with _our_errors("list the group's members"):
+            return self._host.members()
+
+    def keys_given_to_invited(self) -> list[str]:
+        """Ids of the keys that an invitation hands over: the group's control keys and nothing else (U5)."""
+        with _our_errors("list keys"):
+            stored = read_text(self._folder / "group.json", limit=guards.MAX_STORE)
+            entries = msgspec.json.decode(stored or "{}", type=_StoredKeys).keys
+            return [f"{k.family}:{k.creation_time}:{k.public_key}" for k in entries]
+
+    def _start_group(self) -> Any:
+        guards.install()
+        for did in (self.device_did, self.group_did):
+            upstream.load_chain(did.removeprefix(certificates.DID_PREFIX))
+        identities = upstream.identities()
+        self.close_stores()
+        device = identities.DidManager(_store(self._folder / "device.json", self._keys.device))
+        self._device_store = device.key_store
+        return identities.GroupDidManager(_store(self._folder / "group.json", self._keys.group), device)
+
     def _open_device_store(self) -> Any:
         if self._device_store is None:
             self._device_store = _store(self._folder / "device.json", self._keys.device)
         return self._device_store
 
     def close(self) -> None:
-        """Release the key stores. Idempotent."""
+        """Stop serving invitations and release the key stores. Idempotent."""
+        self._host.stop()
+        self.close_stores()
+
+    def close_stores(self) -> None:
+        """Release the key stores."""
         if self._device_store is not None:
             with contextlib.suppress(Exception):
                 self._device_store.terminate()
