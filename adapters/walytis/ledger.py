@@ -42,7 +42,13 @@ class Ledger:
             return self._current
 
     def record(
-        self, connection: apsw.Connection, batch: SignedBatch, verdict: Accepted, *, block: bytes | None
+        self,
+        connection: apsw.Connection,
+        batch: SignedBatch,
+        verdict: Accepted,
+        *,
+        block: bytes | None,
+        direct: bool = False,
     ) -> tuple[int, int]:
         """Insert a batch; return its (first, last) position."""
         body = batch.body
@@ -52,26 +58,30 @@ class Ledger:
         )
         first = self.index.insert_batch(
             connection, batch, verdict.events, author=verdict.author, context=verdict.place.context,
-            depth=verdict.place.depth, membership=verdict.membership, block=block, void=void,
+            depth=verdict.place.depth, membership=verdict.membership, block=block, void=void, direct=direct,
         )  # fmt: skip
         if verdict.membership:
             self._settle(connection)
         return first, first + len(verdict.events) - 1
 
-    def receive(self, connection: apsw.Connection, batch: SignedBatch, block: bytes) -> Accepted | Waiting | None:
-        """Judge and record a batch from the chain. None when it was here already.
+    def receive(
+        self, connection: apsw.Connection, batch: SignedBatch, block: bytes | None
+    ) -> Accepted | Waiting | None:
+        """Judge and record a batch from the chain, or (without a block) from a member. None when it was here already.
 
         Raises:
             UntrustedInputError: it is refused; the message says why.
         """
         known = self.index.batch(connection, batch.batch_id)
         if known is not None:
-            if not known.on_chain:
+            if block is not None and not known.on_chain:
                 self.index.mark_on_chain(connection, batch.batch_id, block)
+            elif block is not None:
+                self.index.found_block(connection, batch.batch_id, block)
             return None
         verdict = self.judge.judge(connection, batch)
         if isinstance(verdict, Accepted):
-            self.record(connection, batch, verdict, block=block)
+            self.record(connection, batch, verdict, block=block, direct=block is None)
         return verdict
 
     def _membership(self, connection: apsw.Connection) -> Membership:

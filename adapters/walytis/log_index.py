@@ -8,7 +8,7 @@ It stores and finds; it judges nothing (`judge.py`) and talks to no chain. All w
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import apsw
@@ -20,6 +20,9 @@ from walytis_vault.adapters.walytis.receipts import find_reply
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.events import LoggedEvent, Origin
 from walytis_vault.domain.ids import BatchId
+
+BLOCK_TO_COME: Final = 2
+"""State `on_chain` of a batch that came from a member directly: the block is still the record, and on its way."""
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS batches(
@@ -259,8 +262,13 @@ class LogIndex:
         membership: bool,
         block: bytes | None,
         void: bool = False,
+        direct: bool = False,
     ) -> int:
-        """Give the events the next positions; return the first. `block` is None while it is not on the chain."""
+        """Give the events the next positions; return the first. `block` is None while it is not on the chain.
+
+        Args:
+            direct: it came from a member, and its block will come from the chain: readers need not wait for that.
+        """
         first: int = 1 + next(connection.execute("SELECT coalesce(max(position), 0) FROM events"))[0]
         body = batch.body
         connection.execute(
@@ -268,7 +276,7 @@ class LogIndex:
             " first, count, membership, block, envelope) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 batch.batch_id, body.author, author, body.key_id, body.number, depth, context, body.time_ms,
-                block is not None, void, first, len(events), membership, block, batch.envelope(),
+                BLOCK_TO_COME if direct else int(block is not None), void, first, len(events), membership, block, batch.envelope(),
             ),
         )  # fmt: skip
         seq = connection.last_insert_rowid()
@@ -282,7 +290,7 @@ class LogIndex:
         )
         connection.executemany("DELETE FROM heads WHERE batch_id = ?", [(p,) for p in body.parents()])
         connection.execute("INSERT INTO heads VALUES(?,?)", (batch.batch_id, depth))
-        if block is None:
+        if block is None and not direct:
             with self._advanced:
                 self._off_chain[batch.batch_id] = first
         return first
@@ -298,6 +306,29 @@ class LogIndex:
             self._off_chain.pop(batch_id, None)
         connection.execute("UPDATE batches SET on_chain = 1, block = ? WHERE batch_id = ?", (block, batch_id))
         self.set_verdict(connection, block, "accepted", None)
+
+    def found_block(self, connection: apsw.Connection, batch_id: bytes, block: bytes) -> None:
+        """The block of a batch that came from a member directly has come too."""
+        sql = "UPDATE batches SET on_chain = 1, block = ? WHERE batch_id = ? AND on_chain = ?"
+        connection.execute(sql, (block, batch_id, BLOCK_TO_COME))
+        if connection.changes():
+            self.set_verdict(connection, block, "accepted", None)
+
+    def last_numbers(self, devices: Iterable[str]) -> dict[str, int]:
+        """Device -> number of its last batch here, for those that have any."""
+        sql = "SELECT max(number) FROM batches WHERE device = ?"
+        with self.database.read() as connection:
+            found = {device: next(connection.execute(sql, (device,)))[0] for device in devices}
+        return {device: int(number) for device, number in found.items() if number is not None}
+
+    def envelopes_beyond(self, have: Mapping[str, int], devices: Iterable[str], most: int) -> list[bytes]:
+        """Batches with a number beyond `have` (by device; 0 for others), causes first, that readers may see."""
+        rows: list[Any] = []
+        sql = "SELECT seq, envelope FROM batches WHERE device = ? AND number > ? AND first <= ? ORDER BY number LIMIT ?"
+        with self.database.read() as connection:
+            for device in devices:
+                rows += connection.execute(sql, (device, have.get(device, 0), self._horizon, most)).fetchall()
+        return [bytes(envelope) for _, envelope in sorted(rows)[:most]]
 
     def set_verdict(self, connection: apsw.Connection, block: bytes, verdict: str, reason: str | None) -> None:
         """Remember what was decided about a block."""

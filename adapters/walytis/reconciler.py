@@ -18,7 +18,13 @@ import apsw
 from walytis_vault.adapters.walytis.judge import Accepted, Waiting
 from walytis_vault.adapters.walytis.ledger import Ledger
 from walytis_vault.domain.batch import decode_batch
-from walytis_vault.domain.errors import NotYetAvailableError, StorageError, TransportError, UntrustedInputError
+from walytis_vault.domain.errors import (
+    BusyError,
+    NotYetAvailableError,
+    StorageError,
+    TransportError,
+    UntrustedInputError,
+)
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import BatchId
 from walytis_vault.domain.ports import BlockRef, Chain
@@ -27,6 +33,8 @@ CHUNK: Final = 256
 """Blocks judged in one transaction."""
 LOOK_EVERY_S: Final = 20.0
 """How often the leaves are looked at when no hint comes."""
+ACCEPT_WAIT_S: Final = 2.0
+"""How long batches from a member wait for a catch-up under way."""
 HINTS_KEPT: Final = 4096
 DEEP_WALK: Final = 20_000
 """Unknown blocks on one walk after which a sequential scan, which needs no memory, is the better way."""
@@ -102,6 +110,41 @@ class Reconciler:
         """Judge everything that is known to the chain and new to us; return how many blocks that was."""
         with self._pass_lock:
             return self._walk(self._chain.leaves())
+
+    def accept(self, envelopes: Iterable[bytes]) -> bool:
+        """Judge batches that a member sent directly, causes first, exactly as if they stood in blocks.
+
+        The blocks remain the record: they are found on the chain later, and looked at again.
+
+        Returns:
+            Whether a cause of any of them is not here; such a batch was not taken.
+        Raises:
+            BusyError: a long catch-up is under way. StorageError: the index cannot be written.
+        """
+        missing, released = False, list[bytes]()
+        if not self._pass_lock.acquire(timeout=ACCEPT_WAIT_S):
+            raise BusyError("this node is catching up: the batches are asked for later")
+        try:
+            try:
+                with self._index.database.transaction() as connection:
+                    for envelope in envelopes:
+                        try:
+                            batch = decode_batch(envelope)
+                            verdict = self._ledger.receive(connection, batch, None)
+                        except UntrustedInputError:
+                            continue  # its block, if there is one, is refused with the reason
+                        missing = missing or isinstance(verdict, Waiting)
+                        if isinstance(verdict, Accepted):
+                            released += self._index.release(connection, batch.batch_id)
+                    fault("accept.before_commit")
+            except BaseException:
+                self._ledger.forget_current()
+                raise
+            self._index.publish_horizon()
+            self._judge_chunk([ref for key in dict.fromkeys(released) if (ref := self._chain.find(key))])
+        finally:
+            self._pass_lock.release()
+        return missing
 
     # -- the reconciler thread ----------------------------------------------------------------------------------
 

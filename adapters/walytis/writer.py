@@ -33,10 +33,11 @@ from walytis_vault.domain.errors import (
     TransportError,
     VaultError,
 )
-from walytis_vault.domain.events import MEMBERSHIP_TOPICS, EventTable
+from walytis_vault.domain.events import MEMBERSHIP_TOPICS, PRODUCT_EVENTS, EventTable, MemberRemoved, to_dcb
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import BatchId
 from walytis_vault.domain.limits import LIMITS, Limits
+from walytis_vault.domain.membership import Membership
 from walytis_vault.domain.ports import BlockRef, Chain, Clock, Signer
 
 EVENT_OVERHEAD: Final = 64
@@ -333,6 +334,8 @@ class LogWriter:
         membership = self._ledger.judge.membership(connection, place.context)
         if refusal := membership.refusal(self._signer.key_id, self._device):
             raise PermissionRefusedError(f"this node may not write to the vault any more: {refusal}")
+        if any(r.topic == MemberRemoved.TOPIC for r in rows):
+            records, rows = self._cut_removals(connection, parent_ids, membership, records)
         body = BatchBody(
             version=BATCH_VERSION,
             vault_id=self._chain.chain_id,
@@ -347,6 +350,28 @@ class LogWriter:
         author = membership.keys[self._signer.key_id].member
         is_membership = any(r.topic in MEMBERSHIP_TOPICS for r in rows)
         return seal_batch(body, self._signer), Accepted(place, author, rows, is_membership)
+
+    def _cut_removals(
+        self,
+        connection: apsw.Connection,
+        parent_ids: Sequence[BatchId],
+        membership: Membership,
+        records: Sequence[EventRecord],
+    ) -> tuple[list[EventRecord], list[EventRow]]:
+        """Let each removal name the victim's last batches in this batch's own past, which nobody else can know."""
+        cut: list[EventRecord] = []
+        for record in records:
+            if record.topic == MemberRemoved.TOPIC:
+                event = PRODUCT_EVENTS.decode(record.topic, record.payload)
+                assert isinstance(event, MemberRemoved)
+                victim = membership.members.get(event.member)
+                devices = frozenset(victim.devices if victim else ())
+                accepted = self._ledger.judge.last_batches(connection, parent_ids, devices)
+                packed = self._table.pack(to_dcb(msgspec.structs.replace(event, accepted=accepted)))
+                cut.append(EventRecord(*packed))
+            else:
+                cut.append(record)
+        return cut, [EventRow(r.topic, *self._table.unpack(r.topic, r.payload)) for r in cut]
 
     def _publish(self, batch_id: BatchId, envelope: bytes, last: int | None = None) -> bool:
         """Create the block, as often as it takes; False when the node closes first."""
