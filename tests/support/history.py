@@ -1,0 +1,148 @@
+"""Random pasts of a vault, written by members who know only what reached them; some of them misbehave."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from support.log_world import GROUP, Device, note
+from walytis_vault.domain.batch import SignedBatch
+from walytis_vault.domain.events import (
+    ContentErased,
+    ContentPublished,
+    ContentRestored,
+    ContentRetracted,
+    DeviceKeys,
+    Event,
+    ForgettingConsented,
+    ForgettingProposed,
+    ForgettingRefused,
+    ForgettingWithdrawn,
+    KeyAnnounced,
+    LastBatch,
+    MemberAdmitted,
+    MemberRemoved,
+    VaultFounded,
+)
+
+_DEVICES: dict[str, Device] = {}
+
+
+def device(name: str) -> Device:
+    """Keys are dear to make: one set a name for all histories."""
+    return _DEVICES.setdefault(name, Device(name))
+
+
+class History:
+    """A vault's past as its honest and dishonest members wrote it, each knowing only what reached it."""
+
+    def __init__(self, vault_id: str, seed: int, size: int, *, contents: bool = False) -> None:
+        """Write `size` batches; with `contents` members also publish, hide, revise and vote."""
+        self._contents: list[bytes] = []
+        self._ballots: list[bytes] = []
+        self._with_contents = contents
+        self._random = random.Random(seed)
+        self._vault = vault_id
+        self.batches: dict[bytes, SignedBatch] = {}
+        self._past: dict[bytes, frozenset[bytes]] = {}
+        self._seen: dict[str, set[bytes]] = {}
+        self._last: dict[str, tuple[int, bytes]] = {}
+        self._invitations = 0
+        founder = device("m0")
+        self._members = ["m0"]
+        founded = [VaultFounded(founder=founder.member, group=GROUP), KeyAnnounced(keys=founder.keys())]
+        self._seen["m0"] = set()
+        self.root = self._write("m0", founded)
+        for name in ("m1", "m2"):
+            self._admit("m0", name)
+        while len(self.batches) < size:
+            self._step()
+
+    def _step(self) -> None:
+        actor = self._random.choice(self._members)
+        if self._with_contents and self._random.random() < 0.7:
+            self._write(actor, [self._content_event()])
+            return
+        match self._random.randrange(8):
+            case 0 | 1:
+                self._write(actor, [note(self._random.randrange(1000))])
+            case 2 | 3:
+                self._sync(actor, self._random.choice(self._members))
+            case 4 | 5:
+                victim = self._random.choice(self._members)
+                if victim != actor:
+                    self._remove(actor, victim)
+            case 6:
+                if len(self._members) < 6:
+                    self._admit(actor, f"m{len(self._members)}")
+            case _:
+                self._write(actor, [KeyAnnounced(keys=self._fresh_keys(actor))])
+
+    def _content_event(self) -> Event:
+        """Something about contents or ballots, often out of place: nobody checked before signing."""
+        pick, ids, ballots = self._random.randrange(12), self._contents, self._ballots
+        if pick < 4 or not ids:
+            ids.append(self._random.randbytes(16))
+            return ContentPublished(
+                content_id=ids[-1],
+                root=self._random.randbytes(32),
+                padded_length=self._random.randrange(1 << 20),
+                header=self._random.randbytes(56),
+                descriptor=self._random.randbytes(200),
+                revises=self._random.choice(ids) if self._random.random() < 0.4 and len(ids) > 1 else None,
+            )
+        content = self._random.choice(ids)
+        if pick == 4:
+            return ContentRetracted(content_id=content)
+        if pick == 5:
+            return ContentRestored(content_id=content)
+        if pick < 8 or not ballots:
+            ballots.append(self._random.randbytes(16))
+            electorate = tuple(sorted(device(m).member for m in self._members))
+            chosen = tuple(dict.fromkeys(self._random.choices(ids, k=2)))
+            return ForgettingProposed(ballot_id=ballots[-1], contents=chosen, electorate=electorate)
+        ballot = self._random.choice(ballots)
+        if pick < 10:
+            return ForgettingConsented(ballot_id=ballot)
+        if pick == 10:
+            return self._random.choice([ForgettingRefused(ballot_id=ballot), ForgettingWithdrawn(ballot_id=ballot)])
+        return ContentErased(contents=(content,), ballot_id=ballot)
+
+    def _fresh_keys(self, name: str) -> DeviceKeys:
+        member = device(name)
+        extra = device(f"{name}-extra")
+        extra.member = member.member
+        return extra.keys()
+
+    def _sync(self, a: str, b: str) -> None:
+        self._seen[a] |= self._seen[b]
+
+    def _admit(self, actor: str, name: str) -> None:
+        self._invitations += 1
+        keys = device(name).keys()
+        secret = self._invitations.to_bytes(32, "big")
+        self._write(actor, [MemberAdmitted(member=keys.member, keys=keys, invitation=secret)])
+        self._members.append(name)
+        self._seen[name] = set(self._seen[actor])
+
+    def _remove(self, actor: str, victim: str) -> None:
+        past = self._seen[actor]
+        did = device(victim).device
+        theirs = [self.batches[i] for i in past if self.batches[i].body.author == did]
+        accepted = tuple(
+            LastBatch(device=did, number=b.body.number, batch_id=b.batch_id)
+            for b in sorted(theirs, key=lambda b: -b.body.number)[:1]
+        )
+        self._write(actor, [MemberRemoved(member=device(victim).member, accepted=accepted)])
+
+    def _write(self, name: str, events: Sequence[Event]) -> bytes:
+        number, previous = self._last.get(name, (0, b""))
+        past = self._seen[name]
+        covered = frozenset[bytes]().union(*(self._past[i] for i in past)) if past else frozenset()
+        heads = [i for i in past if i not in covered and i != previous]
+        batch = device(name).batch(self._vault, events, number=number + 1, previous=previous, heads=heads)
+        self.batches[batch.batch_id] = batch
+        self._past[batch.batch_id] = frozenset(past)
+        past.add(batch.batch_id)
+        self._last[name] = (number + 1, batch.batch_id)
+        return batch.batch_id
