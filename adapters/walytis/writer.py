@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import apsw
+import msgspec
 from eventsourcing.dcb.api import DCBAppendCondition, DCBEvent, DCBQuery
 from eventsourcing.persistence import IntegrityError
 
