@@ -23,6 +23,7 @@ from support.command_line import (
     publish,
     refused,
     run,
+    run_process,
     serving,
     words_for,
 )
@@ -42,10 +43,10 @@ def test_publish_prints_the_id_alone_on_its_first_line(home: Path, tmp_path: Pat
     data = os.urandom(70_000)
     file = tmp_path / "some file.bin"
     file.write_bytes(data)
-    first = run(home, "publish", str(file)).stdout.decode().split("\n")[0]
+    first = run_process(home, "publish", str(file)).stdout.decode().split("\n")[0]
     assert len(first) == 32
     assert bytes.fromhex(first)
-    assert run(home, "get", first).stdout == data
+    assert run_process(home, "get", first).stdout == data
 
 
 def test_published_with_json_is_one_document(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import select
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import walytis_vault
+from walytis_vault.cli import main
 
 STEP_SECONDS = 60
 START_SECONDS = 60
@@ -29,18 +31,47 @@ def words_for(home: Path, *words: str) -> list[str]:
 
 
 def run(home: Path, *words: str, stdin: bytes = b"", expect: int | None = 0) -> subprocess.CompletedProcess[bytes]:
-    """Run one command line to its end, and hold its exit code to `expect`."""
+    """Run one command line to its end in this process, and hold its exit code to `expect`.
+
+    The same entry point as the program's, without the start of a process; `run_process` has that too.
+    """
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    source = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+    before = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin, sys.stdout, sys.stderr = source, out, err
+    try:
+        code = main(["--home", str(home), *words])
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+    return _held(code, words, _written(out), _written(err), expect)
+
+
+def _written(stream: io.TextIOWrapper) -> bytes:
+    assert isinstance(stream.buffer, io.BytesIO)
+    return stream.buffer.getvalue()
+
+
+def run_process(
+    home: Path, *words: str, stdin: bytes = b"", expect: int | None = 0
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one command line as a process of its own, and hold its exit code to `expect`."""
     done = subprocess.run(
         words_for(home, *words), input=stdin, env=ENVIRONMENT, capture_output=True, timeout=STEP_SECONDS, check=False
     )
-    if expect is not None:
-        assert done.returncode == expect, (words, done.returncode, done.stdout[-500:], done.stderr[-2000:])
-    return done
+    return _held(done.returncode, words, done.stdout, done.stderr, expect)
+
+
+def _held(
+    code: int, words: tuple[str, ...], out: bytes, err: bytes, expect: int | None
+) -> subprocess.CompletedProcess[bytes]:
+    assert expect is None or code == expect, (words, code, out[-500:], err[-2000:])
+    return subprocess.CompletedProcess(words, code, out, err)
 
 
 def refused(home: Path, *words: str, stdin: bytes = b"") -> str:
     """Run a command that must fail: exit code 1, nothing on stdout, one line on stderr, which is returned."""
-    done = run(home, *words, stdin=stdin, expect=1)
+    # A `serve` that fails ends its process at once, by design.
+    done = (run_process if words[0] == "serve" else run)(home, *words, stdin=stdin, expect=1)
     said = done.stderr.decode()
     assert done.stdout == b""
     assert said.count("\n") == 1, said

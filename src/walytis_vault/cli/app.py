@@ -18,6 +18,7 @@ from walytis_vault.cli.failure import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRU
 from walytis_vault.cli.session import common_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -71,8 +72,11 @@ def application() -> click.Group:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; return the exit code."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _terminate)
+    with _ended_by_sigterm():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     stdout = sys.stdout
     try:
         code = application().main(arguments, prog_name="walytis-vault", standalone_mode=False)
@@ -83,15 +87,35 @@ def run(arguments: list[str]) -> int:
         if sys.stdout is not stdout and error.code == EXIT_ERROR:  # click met a broken pipe, and replaced stdout
             return _reader_gone()
         raise
-    except BrokenPipeError:
-        return _reader_gone()
     except Exception as error:  # whatever it was: one line and an exit code
-        return complain(error)
+        return _reader_gone() if _of_broken_pipe(error) else complain(error)
     return code if isinstance(code, int) else 0
 
 
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception, so that files and sockets are closed on the way out."""
+    try:
+        before = signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(EXIT_TERMINATED)  # so that files and sockets are closed on the way out
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _of_broken_pipe(error: BaseException) -> bool:
+    """Whether the cause of it all is that nobody reads stdout any more."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, BrokenPipeError):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def _reader_gone() -> int:
