@@ -8,6 +8,7 @@ STAMP := $(VENV)/.setup-done
 REAP := $(BIN)/python tests/support/reap.py
 PYTEST_ARGS ?=
 FILES ?=
+BENCH ?= $(wildcard benchmarks/*.py)
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint test-fast test-long bench setup clean
@@ -16,7 +17,7 @@ help:
 	@echo 'make demo [FILES="a b"]  publish, request and forget real files in a temporary vault (under a minute)'
 	@echo 'make test                ruff, mypy --strict, import-linter, pytest'
 	@echo 'make test-long           the tests that take longer than a minute each'
-	@echo 'make bench               measure, beside what we compare with'
+	@echo 'make bench [BENCH=file]  measure, beside what we compare with'
 	@echo 'make lint | test-fast    the two halves of make test'
 	@echo 'make clean               remove the environment, caches and builds'
 
@@ -48,7 +49,7 @@ test-long: $(STAMP)
 	$(REAP) --limit 7200 $(BIN)/python -m pytest -m long -o timeout=1800 $(PYTEST_ARGS)
 
 bench: $(STAMP)
-	$(REAP) --limit 7200 $(BIN)/python -m benchmarks
+	@for program in $(BENCH); do echo "== $$program"; $(REAP) --limit 3600 $(BIN)/python $$program || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
