@@ -212,6 +212,7 @@ def test_forgetting_cuts_off_whoever_reads_or_writes(store: ReplicaStore) -> Non
         reader.read()
     with pytest.raises(ForgottenError):
         writer.write(b"more")
+    with pytest.raises(ForgottenError):
         writer.finish()
     with pytest.raises(ForgottenError):
         receiver.write_segment(0, first)
