@@ -36,6 +36,9 @@ _BURST: Final = 64
 _STRIKES: Final = 16
 """Malformed messages after which a connection is cut."""
 _TICK: Final = 0.25
+_OWN_RID: Final = 5
+"""Bytes of a routing id that libzmq made: a zero and a number that began at random."""
+_NOBODY: Final = ClientEntry(name="?", public_key="?" * 40, verbs=())
 _RETRY: Final = 0.01
 
 
@@ -253,12 +256,15 @@ class Door:
             user = ""
         entry = self._clients.by_key(user)
         peer = self._peers.get(rid)
-        if entry is None:
-            if peer is None:
-                peer = Peer(rid, ClientEntry(name="?", public_key="?" * 40, verbs=()), _fd(frames[-1]), 0.0)
-            self.cut(peer, "its key is not admitted (any more)")
+        if entry is None or len(rid) != _OWN_RID or rid[0]:
+            # A connection that names itself could be given replies meant for one that had the name before.
+            why = "it chose a routing id" if entry else "its key is not admitted (any more)"
+            self.cut(peer or Peer(rid, entry or _NOBODY, _fd(frames[-1]), 0.0), why)
             return
         now = time.monotonic()
+        if peer is not None and peer.entry.public_key != entry.public_key:
+            self._gone(peer)
+            peer = None
         if peer is None:
             peer = self._peers[rid] = Peer(rid, entry, _fd(frames[-1]), now)
         peer.entry = entry
@@ -310,8 +316,7 @@ class Door:
                 return
             request_id = parts[1] if len(parts) > 1 else b""
             entry = None
-            # A connection that names its own routing id could be given replies meant for another: refused.
-            if len(parts) == 7 and parts[0] == b"1.0" and not parts[4] and parts[5] == b"CURVE" and len(parts[6]) == 32:
+            if len(parts) == 7 and parts[0] == b"1.0" and parts[5] == b"CURVE" and len(parts[6]) == 32:
                 self._clients.refresh()
                 entry = self._clients.by_key(z85.encode(parts[6]).decode())
             if entry is None:

@@ -6,6 +6,7 @@ Fields are named as in `--json`; `as_dict` gives them back. Lists come as tuples
 from __future__ import annotations
 
 import keyword
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
@@ -36,12 +37,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 _CLASSES_MOST = 256
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_TAKEN = frozenset({"as_dict", "keys"})
 _classes: dict[tuple[str, tuple[str, ...]], type[Row]] = {}
 _lock = threading.Lock()
 
 
 def make_row(view: str, fields: dict[str, Any]) -> Row:
-    """A row of a view from its fields. A name that cannot be an attribute gets a `_` behind it."""
+    """A row of a view from its fields. One whose name cannot be an attribute is called `field_N_`."""
     key = (view, tuple(fields))
     cls = _classes.get(key)
     if cls is None:
@@ -51,19 +54,17 @@ def make_row(view: str, fields: dict[str, Any]) -> Row:
 
 def _make_class(key: tuple[str, tuple[str, ...]]) -> type[Row]:
     view, names = key
-    taken = {"as_dict", "keys"}
-    safe = [n if n.isidentifier() and not keyword.iskeyword(n) and n not in taken else f"{_clean(n)}_" for n in names]
-    title = "".join(part.capitalize() for part in _clean(view).split("_")) + "Row"
-    made = cast(type[Row], msgspec.defstruct(title, [(n, Any) for n in safe], bases=(Row,), frozen=True))
+    safe: list[str] = []
+    for number, name in enumerate(names):
+        plain = _PLAIN.fullmatch(name) and not keyword.iskeyword(name) and name not in _TAKEN
+        safe.append(name if plain and name not in safe else f"field_{number}_")
+    title = "".join(c for c in view.title() if c.isascii() and c.isalnum()) or "View"
+    fields = [(name, Any) for name in safe]
+    made = cast(type[Row], msgspec.defstruct(f"{title}Row", fields, bases=(Row,), frozen=True))
     with _lock:
         if len(_classes) >= _CLASSES_MOST:
             _classes.clear()
         return _classes.setdefault(key, made)
-
-
-def _clean(name: str) -> str:
-    text = "".join(ch if ch.isalnum() else "_" for ch in name)
-    return text if text.isidentifier() else f"f_{text}"
 
 
 def _frozen(value: Any) -> Any:

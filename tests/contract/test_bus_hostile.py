@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import pytest
 import zmq
 
@@ -67,7 +67,7 @@ def raw(world: World) -> Iterator[Raw]:
 
 
 def rss() -> int:
-    return int(psutil.Process().memory_info().rss)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def ident() -> bytes:
@@ -139,9 +139,8 @@ def test_large_parts_and_many_parts(world: World) -> None:
         raw = Raw(world)
         raw.socket.send_multipart([b"x" * size] * 60)
         raw.socket.rcvtimeo = 1000
-        with pytest.raises((zmq.Again, AssertionError)):
-            while True:
-                assert raw.receive()[0] is not Kind.ERROR
+        with contextlib.suppress(zmq.Again):  # nothing comes when the connection was cut
+            assert raw.receive()[0] is Kind.ERROR
         raw.close()
     assert client.status().position == 0
     assert rss() - before < 100 << 20
@@ -226,8 +225,12 @@ def test_an_upload_beyond_its_credit(world: World, raw: Raw) -> None:
     raw.send(Kind.REQUEST, stream, PublishCall(inline=False))
     limit = raw.receive()[2]["limit"]
     gate = threading.Event()
+
+    def block() -> None:
+        gate.wait(5)
+
     for _ in range(8):
-        world.server._pools["stream"].submit(object(), lambda: gate.wait(5) and None)
+        world.server._pools["stream"].submit(object(), block)
     for n in range(limit // LIMITS.chunk + 1):
         raw.send(Kind.DATA, stream, Place(offset=n * LIMITS.chunk), b"x" * LIMITS.chunk)
     kind, message_id, body = raw.receive()

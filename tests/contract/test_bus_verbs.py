@@ -7,14 +7,14 @@ import io
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from support.bus_world import World
-from walytis_vault.bus.messages import Published
+from walytis_vault.bus.messages import Published, Verb
 from walytis_vault.bus.security import ALL_VERBS, add_client
 from walytis_vault.client import Client
 from walytis_vault.domain.errors import (
@@ -328,7 +328,7 @@ def test_the_same_request_id_happens_once(client: Client, world: World) -> None:
     assert ballot.state == "carried"
 
 
-VERB_OF = {
+VERB_OF: dict[Verb, tuple[str, ...]] = {
     "read": ("status", "query", "request", "subscribe", "wait_for", "members"),
     "publish": ("publish", "publish_stream", "retract", "restore"),
     "forget": ("forget", "consent", "refuse", "withdraw"),
@@ -337,12 +337,12 @@ VERB_OF = {
 
 
 @pytest.mark.parametrize("verb", ALL_VERBS)
-def test_a_key_may_only_use_its_verbs(world: World, verb: str) -> None:
+def test_a_key_may_only_use_its_verbs(world: World, verb: Verb) -> None:
     """Of all calls, a key with one verb may use those of that verb, and is refused every other."""
     add_client(world.home / "bus", "limited", [verb])
     client = world.client(key="limited")
     some = secrets.token_hex(16)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "status": client.status,
         "query": lambda: client.query("catalogue"),
         "members": client.members,
