@@ -8,6 +8,7 @@ for byte, after the reconciler has found those whose block exists. Spec: design.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections import deque
@@ -202,6 +203,9 @@ class LogWriter:
                 _fail(group, e)
             except Exception as e:  # the thread must live, and the callers must hear of it
                 _fail(group, StorageError(f"the log could not be written: {type(e).__name__}: {e}"))
+        if self._index.has_marks:
+            with contextlib.suppress(VaultError):  # a mark that is lost is found again on the chain
+                self._flush_marks()
 
     def _take(self) -> list[_Append]:
         """Wait for work; return all that fits into one batch, oldest first. Empty when closing."""

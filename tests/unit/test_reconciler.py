@@ -1,0 +1,171 @@
+"""Catch-up finds every block, whatever the listener does, and goes on where a crash stopped it (design.md 3.8)."""
+
+from __future__ import annotations
+
+import random
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from support.log_world import Device, founded, note, open_log
+from walytis_vault.adapters.walytis import reconciler
+from walytis_vault.adapters.walytis.memory_chain import MemoryChain, MemoryNetwork
+from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.domain import faults
+from walytis_vault.domain.events import MemberAdmitted, to_dcb
+from walytis_vault.domain.ids import BatchId
+
+FOUNDING_EVENTS = 2
+
+
+class Crash(BaseException):
+    """What a planned crash raises."""
+
+
+class Pair:
+    """Two members with a replica each; b's log is opened by the test."""
+
+    def __init__(self, folder: Path, *, manual: bool = False) -> None:
+        self.folder = folder
+        self.network = MemoryNetwork(3, manual=manual)
+        self.a, self.b = Device("a"), Device("b")
+        self.chain_a: MemoryChain = self.network.replica("a")
+        self.chain_b: MemoryChain = self.network.replica("b")
+        self.root: BatchId = founded(self.chain_a, self.a)
+        self.log_a = open_log(folder / "a", self.chain_a, self.a, self.root)
+        self.log_a.start()
+        self.log_a.recorder.append(
+            [to_dcb(MemberAdmitted(member=self.b.member, keys=self.b.keys(), invitation=b"i" * 32))]
+        )
+
+    def open_b(self) -> VaultLog:
+        """b's log, not started."""
+        return open_log(self.folder / "b", self.chain_b, self.b, self.root)
+
+    def write(self, count: int) -> int:
+        """Append on a; returns the last position."""
+        return max(self.log_a.recorder.append([to_dcb(note(n))]) for n in range(count))
+
+
+def _visible(log: VaultLog) -> list[tuple[object, bytes]]:
+    return sorted((e.event.origin.order, e.event.data) for e in log.recorder.read())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("listener", ["nothing", "everything twice", "any order"])
+def test_nothing_is_missed_whatever_the_listener_does(
+    tmp_path: Path, listener: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events arrive once each when the listener is dead, repeats itself, or hints in any order."""
+    monkeypatch.setattr(reconciler, "LOOK_EVERY_S", 0.05)
+    pair = Pair(tmp_path)
+    if listener == "nothing":
+        monkeypatch.setattr(MemoryChain, "listen", lambda _self, _callback: lambda: None)
+    else:
+        pair.network.repeat = 0.9
+        pair.network.reorder = listener == "any order"
+    log_b = pair.open_b()
+    log_b.start()
+    last = pair.write(40)
+    pair.network.gossip()
+    assert log_b.index.wait_beyond(last - 1, timeout=20) == last
+    assert _visible(log_b) == _visible(pair.log_a)
+    log_b.close()
+    pair.log_a.close()
+
+
+def test_a_crash_in_a_catch_up_costs_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catch-up that is cut off before a commit goes on at the next start; nothing is doubled or lost."""
+    monkeypatch.setattr(reconciler, "CHUNK", 8)
+    pair = Pair(tmp_path)
+    last = pair.write(60)
+    pair.network.gossip()
+    log_b = pair.open_b()
+    passes = iter(range(100))
+
+    def crash(point: str) -> None:
+        if point == "reconcile.before_commit" and next(passes) == 4:
+            raise Crash
+
+    faults.install(crash)
+    try:
+        with pytest.raises(Crash):
+            log_b.reconciler.catch_up()
+    finally:
+        faults.install(None)
+    kept = log_b.index.horizon
+    log_b.close()
+    assert 0 < kept < last
+    again = pair.open_b()
+    again.start()
+    assert again.index.horizon == last
+    assert _visible(again) == _visible(pair.log_a)
+    again.close()
+    pair.log_a.close()
+
+
+def test_a_start_with_nothing_missed_reads_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the leaves are known, a start judges nothing."""
+    pair = Pair(tmp_path)
+    pair.write(30)
+    pair.log_a.close()
+    log = open_log(tmp_path / "a", pair.chain_a, pair.a, pair.root)
+    monkeypatch.setattr(MemoryChain, "read", lambda *_: pytest.fail("a block was read"))
+    assert log.reconciler.catch_up() == 0
+    log.close()
+
+
+def test_two_writers_see_each_other_in_causal_order(tmp_path: Path) -> None:
+    """Both replicas write at once; each ends with all events, in an order in which causes come first."""
+    pair = Pair(tmp_path)
+    log_b = pair.open_b()
+    log_b.start()
+    assert log_b.index.wait_beyond(FOUNDING_EVENTS, timeout=10) > FOUNDING_EVENTS
+    writers = [
+        threading.Thread(target=lambda log=log: [log.recorder.append([to_dcb(note(n))]) for n in range(30)])
+        for log in (pair.log_a, log_b)
+    ]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join(30)
+    total = FOUNDING_EVENTS + 1 + 60
+    for log in (pair.log_a, log_b):
+        pair.network.gossip()
+        assert log.index.wait_beyond(total - 1, timeout=20) == total
+        depths: dict[str, int] = {}
+        for found in log.recorder.read():
+            origin = found.event.origin  # type: ignore[attr-defined]
+            assert origin.number > depths.get(origin.device, 0) or origin.index > 0
+            depths[origin.device] = origin.number
+    assert _visible(log_b) == _visible(pair.log_a)
+    log_b.close()
+    pair.log_a.close()
+
+
+@pytest.mark.parametrize("count", [1_500, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_a_long_absence_is_caught_up_in_bounded_memory(tmp_path: Path, count: int) -> None:
+    """Thousands of missed blocks are judged in one go, with progress, and without memory that grows with them."""
+    network = MemoryNetwork(5, manual=True)
+    device = Device("a")
+    chain = network.replica("a")
+    root = founded(chain, device)
+    previous, numbers = bytes(root), random.Random(1)
+    for number in range(2, count + 2):
+        batch = device.batch(chain.chain_id, [note(numbers.randrange(1 << 60))], number=number, previous=previous)
+        chain.append(batch.envelope())
+        previous = batch.batch_id
+    told: list[int] = []
+    log = open_log(tmp_path / "late", network.replica("late"), device, root)
+    log.reconciler._progress = told.append
+    network.gossip()
+    tracemalloc.start()
+    log.reconciler.catch_up()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert log.index.horizon == count + FOUNDING_EVENTS
+    assert told == sorted(told)
+    assert len(told) >= count // reconciler.CHUNK - 1
+    assert peak < 48 << 20
+    log.close()
