@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from datetime import datetime
 from typing import Final
 
 from walytis_vault.domain.errors import UntrustedInputError
@@ -137,3 +138,22 @@ def to_base255(number: int) -> bytes:
 def hash_field(digest: bytes) -> bytes:
     """A SHA-512 digest as ids carry it."""
     return to_base255(int.from_bytes(digest, "little"))
+
+
+def hash_bytes(field: bytes) -> bytes:
+    """A digest out of an id as upstream takes it out: without its last zero bytes."""
+    number = base255(field)
+    return number.to_bytes((number.bit_length() + 7) // 8, "little")
+
+
+def timestamp_field(time: datetime) -> bytes:
+    """A time (UTC) as ids carry it: seven numbers in base 254, digits two too large, separated by 1."""
+    numbers = (time.year, time.month, time.day, time.hour, time.minute, time.second, time.microsecond)
+    return b"\1".join(_base254(number) for number in numbers)
+
+
+def _base254(number: int) -> bytes:
+    digits = bytearray([number % 254 + 2])
+    while number := number // 254:
+        digits.insert(0, number % 254 + 2)
+    return bytes(digits)

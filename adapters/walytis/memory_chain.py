@@ -13,6 +13,7 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from walytis_vault.adapters.walytis import block_ids, unixfs
@@ -20,6 +21,8 @@ from walytis_vault.domain.errors import MisuseError, NotYetAvailableError, Trans
 from walytis_vault.domain.ports import BlockRef
 
 GENESIS_BLOCKS: Final = 5
+_EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
+"""Simulated blocks are a millisecond apart, from here on."""
 _VERSION: Final = b"\4\1\6\1\x19\1"
 
 
@@ -149,10 +152,10 @@ class MemoryNetwork:
             self._clock += 1
             clock, salt = self._clock, self.random.randbytes(34)
         parents = sorted(parents)
-        hashes = b"".join(parents) or salt
+        hashes = b"".join(block_ids.hash_bytes(parent.split(b"\0\0")[10]) for parent in parents) or salt
         rest = [
             creator,
-            block_ids.to_base255(clock),
+            block_ids.timestamp_field(_EPOCH + timedelta(milliseconds=clock)),
             b"memory",
             block_ids.to_base255(len(content)),
             b"sha512",

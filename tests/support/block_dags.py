@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hypothesis import strategies as st
 
 from walytis_vault.adapters.walytis import block_ids
 
+START = datetime(2026, 11, 22, 12, tzinfo=UTC)
 Shape = list[list[int]]
 """For each block the numbers of its parents, all smaller than its own."""
 
@@ -37,7 +39,7 @@ def long_ids(shape: Shape, seed: int = 0) -> list[bytes]:
                 b"\4\1\6\1\x19\1",
                 b"Qm%044d" % number,
                 b"creator",
-                timestamp(number),
+                block_ids.timestamp_field(START + timedelta(seconds=number // 1000, microseconds=number % 1000)),
                 b"topic",
                 block_ids.to_base255(100 + number),
                 b"sha512",
@@ -50,18 +52,6 @@ def long_ids(shape: Shape, seed: int = 0) -> list[bytes]:
         shorts.append(short)
         made.append(short + b"\0\0\0\0" + b"\0\0\0".join(listed))
     return made
-
-
-def timestamp(number: int) -> bytes:
-    """2026-11-22 12:00:SS.number in upstream's encoding (base 254, digits two too large, separated by 1)."""
-
-    def digits(value: int) -> bytes:
-        out = bytearray([value % 254 + 2])
-        while value := value // 254:
-            out.insert(0, value % 254 + 2)
-        return bytes(out)
-
-    return b"\1".join(digits(value) for value in (2026, 11, 22, 12, 0, number // 1000 % 60, number % 1000))
 
 
 class OriginalChain:

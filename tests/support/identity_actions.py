@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 from walytis_vault.adapters.identity import IdentityKeeper, check_certificate, guards, new_store_key
 from walytis_vault.adapters.identity import keeper as keeper_module
-from walytis_vault.adapters.walytis import upstream
 from walytis_vault.domain import faults
 from walytis_vault.domain.errors import VaultError
 
@@ -108,9 +108,7 @@ def answer_invited(runtime: Any, folder: str, challenge: str) -> str:
     """Call an invitation's handler as a stranger with a chosen challenge would; the refusal, if any."""
     made = _keepers[folder]
     manager = made._host._run().member_invitations[0]
-    salutation = upstream.api and importlib.import_module("json").dumps(
-        {"one_time_key": made.keys_given_to_invited()[0], "challenge_data": challenge}
-    )
+    salutation = json.dumps({"one_time_key": made.keys_given_to_invited()[0], "challenge_data": challenge})
     try:
         manager.handler(conv_name="x", peer_id="y", salutation_start=salutation.encode())
     except VaultError as e:
