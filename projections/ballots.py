@@ -15,7 +15,7 @@ import msgspec
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.forgetting import Ballot, BallotState, ballot_of
 from walytis_vault.projections import book, paging
-from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder, bucket_bounds
+from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
 from walytis_vault.projections.store import Connection, Table, one
 from walytis_vault.projections.table_query import Condition, page_by_order
 
@@ -190,15 +190,14 @@ class BallotsView(View):
                     loaded.append(self._load(connection, raw))
         return {ballot.ballot_id: self._row(ballot, position, reason) for ballot, position, reason in loaded}
 
-    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
+    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[tuple[bytes, bytes]]:
         """See `View.digests`: the settled ballot."""
-        low, high = bucket_bounds(bucket)
-        sql, params = f"SELECT settled FROM {self.t('rows')} WHERE ballot_id >= ?", [low]
+        sql, params = f"SELECT ballot_id, settled FROM {self.t('rows')} WHERE ballot_id >= ?", [low]
         if high is not None:
             sql += " AND ballot_id < ?"
             params.append(high)
-        for (settled,) in connection.execute(sql + " ORDER BY ballot_id", params):
-            yield hashlib.sha256(settled).digest()
+        for ballot_id, settled in connection.execute(sql + " ORDER BY ballot_id", params):
+            yield bytes(ballot_id), hashlib.sha256(settled).digest()
 
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
         """See `View.forget`: reasons are sealed under the content's key."""

@@ -266,11 +266,15 @@ class View(Projection[ViewRecorder]):
         """Which of the `BUCKETS` parts of the hash a row belongs to. Equal on all nodes; spreads well."""
         return bucket_of(key)
 
-    @abstractmethod
-    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
-        """The log-derived part of each row of a bucket, in an order that is equal on all nodes.
+    def ranges(self, connection: Connection, bucket: int) -> Iterable[tuple[bytes, bytes | None]]:  # noqa: ARG002
+        """The ranges of keys that make up a bucket, ascending: (first, first that is beyond or None)."""
+        return (bucket_bounds(bucket),)
 
-        No positions and no local facts. With the default `bucket`, `bucket_bounds` gives the range of keys.
+    @abstractmethod
+    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[tuple[bytes, bytes]]:
+        """Key and log-derived part of each row with low <= key (< high), in the order of keys.
+
+        No positions and no local facts: equal on all nodes with equal logs.
         """
 
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:

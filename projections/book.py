@@ -19,9 +19,9 @@ from walytis_vault.projections.store import Connection, Table, one
 TABLES: Final = (
     Table(
         name="facts",
-        columns={"ballot_id": "blob", "state": "text", "facts": "blob"},
+        columns={"ballot_id": "blob", "final": "integer", "facts": "blob"},
         primary_key=("ballot_id",),
-        partial=((("state",), "state <> 'carried'"),),
+        partial=((("final",), "final = 0"),),
     ),
     Table(
         name="asked",
@@ -58,10 +58,10 @@ class Book:
         facts, asked, self._members_table = view.t("facts"), view.t("asked"), view.t("members")
         self._select = f"SELECT facts FROM {facts} WHERE ballot_id = ?"
         self._upsert = (
-            f"INSERT INTO {facts} (ballot_id, state, facts) VALUES (?, ?, ?)"
-            " ON CONFLICT (ballot_id) DO UPDATE SET state = excluded.state, facts = excluded.facts"
+            f"INSERT INTO {facts} (ballot_id, final, facts) VALUES (?, ?, ?)"
+            " ON CONFLICT (ballot_id) DO UPDATE SET final = excluded.final, facts = excluded.facts"
         )
-        self._unsettled = f"SELECT ballot_id FROM {facts} WHERE state <> 'carried'"
+        self._unsettled = f"SELECT ballot_id FROM {facts} WHERE final = 0"
         self._standing = f"SELECT max(standing) FROM {asked} WHERE content_id = ?"
         self._asked_by = f"SELECT content_id, standing FROM {asked} WHERE ballot_id = ?"
         self._ballots_of = f"SELECT ballot_id FROM {asked} WHERE content_id = ? ORDER BY ballot_id"
@@ -119,7 +119,9 @@ class Book:
 
     def _store(self, connection: Connection, ballot_id: bytes, facts: BallotFacts) -> tuple[Ballot | None, set[bytes]]:
         ballot = settle(ballot_id, facts, self.members(connection).removed, self._history)
-        connection.execute(self._upsert, (ballot_id, "none" if ballot is None else ballot.state, _encode(facts)))
+        # A contested ballot that carried may still change: a removal can let its other proposal carry too.
+        final = ballot is not None and ballot.state == "carried" and not ballot.contested
+        connection.execute(self._upsert, (ballot_id, int(final), _encode(facts)))
         before = {bytes(c): int(s) for c, s in connection.execute(self._asked_by, (ballot_id,))}
         after: dict[bytes, int] = dict.fromkeys(before, 0)
         if ballot is not None:

@@ -349,9 +349,9 @@ class Catalogue(View):
         """See `View.rows_by_key`."""
         return self.query.rows_by_key(keys)
 
-    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
+    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[tuple[bytes, bytes]]:
         """See `View.digests`."""
-        return self.query.digests(connection, bucket)
+        return self.query.digests(connection, low, high)
 
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
         """See `View.forget`."""

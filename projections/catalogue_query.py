@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from walytis_vault.projections import paging
-from walytis_vault.projections.base import Page, Request, bucket_bounds
+from walytis_vault.projections.base import Page, Request
 from walytis_vault.projections.catalogue_rows import COLUMNS, Stored, stored_row
 from walytis_vault.projections.search import Opened, Search, Wanted
 from walytis_vault.projections.store import Connection, Value, few, one
@@ -378,9 +378,8 @@ class CatalogueQuery:
             for stored, sealed, revisions in found
         }
 
-    def digests(self, connection: Connection, bucket: int) -> Iterator[bytes]:
+    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """See `View.digests`: everything stored except positions."""
-        low, high = bucket_bounds(bucket)
         sql, params = f"SELECT {COLUMNS} FROM {self._rows} WHERE content_id >= ?", [low]
         if high is not None:
             sql += " AND content_id < ?"
@@ -388,4 +387,4 @@ class CatalogueQuery:
         for raw in connection.execute(sql + " ORDER BY content_id", params):
             stored = stored_row(raw, self._view.dids, connection)
             fields = list(msgspec.structs.astuple(stored)[1:])
-            yield hashlib.sha256(msgspec.msgpack.encode(fields)).digest()
+            yield stored.content_id, hashlib.sha256(msgspec.msgpack.encode(fields)).digest()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
 from walytis_vault.domain import events as ev
 from walytis_vault.projections import names, paging
-from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder, bucket_bounds
+from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
 from walytis_vault.projections.names import Dids
 from walytis_vault.projections.store import Connection, Table, one
 
@@ -165,16 +166,15 @@ class Holders(View):
         """See `View.key_text`: the content's id."""
         return key[:16].hex()
 
-    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
+    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[tuple[bytes, bytes]]:
         """See `View.digests`."""
-        low, high = bucket_bounds(bucket)
-        sql, params = self._select + " WHERE content_id >= ?", [low]
+        sql, params = self._select + " WHERE content_id >= ?", [low[:16]]
         if high is not None:
             sql += " AND content_id < ?"
-            params.append(high)
-        found = [
-            [raw[0], self.dids.text(connection, raw[1]), self.dids.text(connection, raw[2]), *raw[3:7]]
-            for raw in connection.execute(sql, params)
-        ]
-        for fields in sorted(found, key=lambda f: (f[0], f[1])):
-            yield hashlib.sha256(msgspec.msgpack.encode(fields)).digest()
+            params.append(high[:16])
+        rows = connection.execute(sql + " ORDER BY content_id", params)
+        for content_id, same in groupby(rows, key=lambda raw: bytes(raw[0])):
+            found = [[self.dids.text(connection, r[1]), self.dids.text(connection, r[2]), *r[3:7]] for r in same]
+            for fields in sorted(found, key=lambda f: str(f[0]).encode()):
+                digest = hashlib.sha256(msgspec.msgpack.encode([content_id, *fields])).digest()
+                yield content_id + str(fields[0]).encode(), digest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Set
 from typing import Final
 
 from walytis_vault.domain.errors import StorageError
@@ -156,23 +156,24 @@ class LiveView:
                     return self._hash
                 if self._hashed is None or self._hashed[0] != at[0]:
                     self._buckets = {}
-                for bucket in self._dirty(connection, view):
-                    digest = hashlib.sha256()
-                    for row in view.digests(connection, bucket):
-                        digest.update(row)
-                    self._buckets[bucket] = digest.digest()
+                dirty = self._dirty(connection, view)
+                if dirty is None:
+                    self._buckets = _all_buckets(connection, view)
+                else:
+                    self._buckets |= {bucket: _bucket(connection, view, bucket) for bucket in dirty}
             whole = hashlib.sha256(f"{self.name}/{self.type.version}".encode())
             for bucket in range(BUCKETS):
                 whole.update(self._buckets[bucket])
             self._hashed, self._hash = at, whole.hexdigest()
             return self._hash
 
-    def _dirty(self, connection: Connection, view: View) -> Iterable[int]:
+    def _dirty(self, connection: Connection, view: View) -> Set[int] | None:
+        """The buckets to read again, None for all."""
         if not self._buckets or self._hashed is None:
-            return range(BUCKETS)
+            return None
         changed = view.changed(connection, self._hashed[1], MANY_CHANGES)
         if len(changed) >= MANY_CHANGES:
-            return range(BUCKETS)
+            return None
         return {view.bucket(key) for _, key in changed}
 
     def save_hash(self) -> None:
@@ -203,3 +204,18 @@ class LiveView:
             self._buckets, self._hashed, self._hash = {}, None, ""
             with self._store.transaction() as connection:
                 connection.execute("DELETE FROM hashes WHERE name = ?", (self.name,))
+
+
+def _bucket(connection: Connection, view: View, bucket: int) -> bytes:
+    digest = hashlib.sha256()
+    for low, high in view.ranges(connection, bucket):
+        for _, row in view.digests(connection, low, high):
+            digest.update(row)
+    return digest.digest()
+
+
+def _all_buckets(connection: Connection, view: View) -> dict[int, bytes]:
+    digests = [hashlib.sha256() for _ in range(BUCKETS)]
+    for key, row in view.digests(connection, b"", None):
+        digests[view.bucket(key)].update(row)
+    return {bucket: digest.digest() for bucket, digest in enumerate(digests)}

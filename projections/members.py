@@ -16,7 +16,7 @@ from walytis_vault.domain import events as ev
 from walytis_vault.domain.batch import key_id_of_device
 from walytis_vault.domain.forgetting import Order
 from walytis_vault.projections import paging
-from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder, bucket_bounds
+from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
 from walytis_vault.projections.store import Connection, Table, one
 from walytis_vault.projections.table_query import Condition, page_by_order
 
@@ -69,9 +69,9 @@ class _Facts(msgspec.Struct, array_like=True):
     """Order, by whom, time, whether as founder: the smallest order."""
     removal: tuple[Order, str, int] | None = None
     """The smallest order."""
-    keys: dict[bytes, _Key] = {}
-    """Key id -> its first announcement."""
-    superseded: list[bytes] = []
+    keys: dict[str, _Key] = {}
+    """Hex key id -> its first announcement."""
+    superseded: list[str] = []
 
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -122,8 +122,8 @@ class MembersView(View):
     def _announced(self, connection: Connection, event: ev.KeyAnnounced, origin: ev.Origin, position: int) -> None:
         facts = self._facts(connection, event.keys.member)
         _announce(facts, event.keys, origin)
-        if event.supersedes is not None and event.supersedes not in facts.superseded:
-            facts.superseded = sorted([*facts.superseded, event.supersedes])
+        if event.supersedes is not None:
+            facts.superseded = sorted({*facts.superseded, event.supersedes.hex()})
         self._write(connection, event.keys.member, facts, position)
 
     def _facts(self, connection: Connection, did: str) -> _Facts:
@@ -155,7 +155,7 @@ class MembersView(View):
         facts = _decode(packed)
         admission = facts.admission or ((0, b"", 0), "", 0, False)
         devices = [
-            DeviceRow(device=key.device, key_id=key_id.hex(), peer_id=key.peer_id)
+            DeviceRow(device=key.device, key_id=key_id, peer_id=key.peer_id)
             for key_id, key in facts.keys.items()
             if key_id not in facts.superseded
         ]
@@ -185,15 +185,14 @@ class MembersView(View):
         """See `View.key_text`."""
         return key.decode()
 
-    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
+    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[tuple[bytes, bytes]]:
         """See `View.digests`."""
-        low, high = bucket_bounds(bucket)
         sql, params = self._select + " WHERE did >= ?", [low]
         if high is not None:
             sql += " AND did < ?"
             params.append(high)
         for order, did, removed, _, facts in connection.execute(sql + " ORDER BY did", params):
-            yield hashlib.sha256(_encode([order, did, removed, facts])).digest()
+            yield bytes(did), hashlib.sha256(_encode([order, did, removed, facts])).digest()
 
 
 def _admit(facts: _Facts, origin: ev.Origin, *, founder: bool) -> None:
@@ -202,7 +201,7 @@ def _admit(facts: _Facts, origin: ev.Origin, *, founder: bool) -> None:
 
 
 def _announce(facts: _Facts, keys: ev.DeviceKeys, origin: ev.Origin) -> None:
-    key_id, key = bytes(key_id_of_device(keys)), _Key(origin.order, keys.device, keys.peer_id)
+    key_id, key = key_id_of_device(keys).hex(), _Key(origin.order, keys.device, keys.peer_id)
     known = facts.keys.get(key_id)
     if known is None or key.order < known.order:
         facts.keys[key_id] = key

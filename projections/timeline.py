@@ -191,17 +191,24 @@ class Timeline(View):
         """See `View.bucket`: 64 neighbouring depths share one, so that new events touch few."""
         return (int.from_bytes(key[:8], "big") >> DEPTH_BITS) % BUCKETS
 
-    def digests(self, connection: Connection, bucket: int) -> Iterable[bytes]:
-        """See `View.digests`."""
+    def ranges(self, connection: Connection, bucket: int) -> Iterable[tuple[bytes, bytes | None]]:
+        """See `View.ranges`."""
         deepest = one(connection.execute(f"SELECT max(ord) FROM {self.t('rows')}"))[0]
         rounds = 0 if deepest is None else (int.from_bytes(bytes(deepest)[:8], "big") >> DEPTH_BITS) // BUCKETS + 1
         for number in range(rounds):
             first = (number * BUCKETS + bucket) << DEPTH_BITS
-            bounds = first.to_bytes(8, "big"), (first + (1 << DEPTH_BITS)).to_bytes(8, "big")
-            for raw in connection.execute(self._select + " WHERE ord >= ? AND ord < ? ORDER BY ord", bounds):
-                order, _, kind, author, device, time_ms, ids, revises = raw
-                dids = self.dids.text(connection, author), self.dids.text(connection, device)
-                yield hashlib.sha256(_encode([order, kind, *dids, time_ms, ids, revises])).digest()
+            yield first.to_bytes(8, "big"), (first + (1 << DEPTH_BITS)).to_bytes(8, "big")
+
+    def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterable[tuple[bytes, bytes]]:
+        """See `View.digests`."""
+        sql, params = self._select + " WHERE ord >= ?", [low]
+        if high is not None:
+            sql += " AND ord < ?"
+            params.append(high)
+        for raw in connection.execute(sql + " ORDER BY ord", params):
+            order, _, kind, author, device, time_ms, ids, revises = raw
+            dids = self.dids.text(connection, author), self.dids.text(connection, device)
+            yield bytes(order), hashlib.sha256(_encode([order, kind, *dids, time_ms, ids, revises])).digest()
 
 
 _ABOUT: Final[dict[type[ev.Event], Callable[[Any], _Ids]]] = {
