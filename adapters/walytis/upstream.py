@@ -20,7 +20,7 @@ from typing import Any, Final
 from walytis_vault.adapters.walytis import post_quantum, quiet
 from walytis_vault.domain.errors import MisuseError, TransportError
 
-PROVEN_VERSIONS: Final = {
+PROVEN_VERSIONS: Final[dict[str, str]] = {
     "walytis_beta": "2.4.43",
     "walytis_beta_api": "2.4.20",
     "walytis_beta_embedded": "0.0.18",

@@ -6,6 +6,7 @@ import json
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,11 @@ class Nodes:
         self.folder = folder
         self._children: list[WalytisChild] = []
 
-    def start(self, name: str, *, mode: str = "loopback", peers: tuple[str, ...] = ()) -> WalytisChild:
+    def start(
+        self, name: str, *, mode: str = "loopback", peers: tuple[str, ...] = (), proven: bool = True
+    ) -> WalytisChild:
         """Start a node with a home of this name, or start it again."""
-        child = WalytisChild(self.folder / name, mode=mode, peers=peers)
+        child = WalytisChild(self.folder / name, mode=mode, peers=peers, proven=proven)
         self._children.append(child)
         return child
 
@@ -195,7 +198,9 @@ def test_a_lost_index_is_made_anew(nodes: Nodes) -> None:
     assert nodes.start("a").open_chain(chain.chain_id).leaves() == [refs[-1]]
 
 
-def _joined(nodes: Nodes, blocks: int) -> tuple[RemoteChain, RemoteChain, WalytisChild, WalytisChild]:
+def _joined(
+    nodes: Nodes, blocks: int, *, proven: bool = True
+) -> tuple[RemoteChain, RemoteChain, WalytisChild, WalytisChild]:
     """Two connected nodes that share a chain, the second by copy of the first's chain folder."""
     a = nodes.start("a")
     chain = a.create_chain("log")
@@ -204,7 +209,7 @@ def _joined(nodes: Nodes, blocks: int) -> tuple[RemoteChain, RemoteChain, Walyti
     shutil.copytree(home / "a" / "vault" / "walytis" / chain.chain_id, target)
     for number in range(blocks):
         chain.append(b"missed %d" % number)
-    b = nodes.start("b", peers=tuple(a.addresses[:1]))
+    b = nodes.start("b", peers=tuple(a.addresses[:1]), proven=proven)
     return chain, b.open_chain(chain.chain_id), a, b
 
 
@@ -221,6 +226,45 @@ def test_two_nodes_hear_each_other(nodes: Nodes) -> None:
     wait_for_block(on_a, heard_a, second)
     assert on_a.read(second) == b"from b"
     assert on_a.leaves() == on_b.leaves() == [second]
+
+
+def test_unknown_versions_run_upstreams_own_code_and_agree_with_ours(nodes: Nodes) -> None:
+    """On unproven versions the replacements stay off, and such a node and ours take each other's blocks."""
+    on_a, on_b, a, b = _joined(nodes, 0, proven=False)
+    assert a.fast_paths
+    assert not b.fast_paths
+    heard_a, heard_b = heard_by(on_a), heard_by(on_b)
+    b.call("connect", address=a.addresses[0])
+    for number in range(3):
+        ours = on_a.append(b"ours %d" % number)
+        wait_for_block(on_b, heard_b, ours)
+        assert on_b.read(ours) == b"ours %d" % number
+        theirs = on_b.append(b"theirs %d" % number)
+        wait_for_block(on_a, heard_a, theirs)
+        assert on_a.read(theirs) == b"theirs %d" % number
+    assert on_a.leaves() == on_b.leaves() == [theirs]
+    assert {ref.block_id for ref in on_a.blocks()} == {ref.block_id for ref in on_b.blocks()}
+
+
+def test_blocks_that_a_power_cut_tore_are_stored_again(nodes: Nodes) -> None:
+    """After a reboot, stored blocks that are not what their names say are dropped, made again, and served to peers."""
+    a = nodes.start("a")
+    chain = a.create_chain("log")
+    refs = [chain.append(b"block %d" % number) for number in range(5)]
+    a.kill()
+    home = nodes.folder / "a" / "vault"
+    state = json.loads((home / "walytis-index" / "state.json").read_text())
+    (home / "walytis-index" / "state.json").write_text(json.dumps({**state, "boot": "another"}))
+    torn = [p for p in (home / "ipfs" / "blocks").rglob("*.data") if b"block 2" in p.read_bytes()]
+    whole = torn[0].read_bytes()
+    torn[0].write_bytes(b"")
+    again = nodes.start("a")
+    on_a = again.open_chain(chain.chain_id)
+    assert [on_a.read(ref) for ref in refs] == [b"block %d" % number for number in range(5)]
+    deadline = time.monotonic() + WAIT
+    while not (torn[0].exists() and torn[0].read_bytes() == whole):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_missed_blocks_come_in_with_the_next(nodes: Nodes) -> None:

@@ -28,10 +28,8 @@ ROOT = Path(__file__).parents[2]
 class WalytisChild:
     """The parent's side: start, call, kill."""
 
-    def __init__(
-        self, home: Path, *, mode: str = "loopback", peers: tuple[str, ...] = (), env: dict[str, str] | None = None
-    ) -> None:
-        """Start the child; wait until its node runs."""
+    def __init__(self, home: Path, *, mode: str = "loopback", peers: tuple[str, ...] = (), proven: bool = True) -> None:
+        """Start the child; wait until its node runs. Without `proven` it takes the versions for unknown ones."""
         home.mkdir(parents=True, exist_ok=True)
         self.cwd = home / "cwd"
         self.cwd.mkdir(exist_ok=True)
@@ -42,7 +40,6 @@ class WalytisChild:
             **os.environ,
             "HOME": str(user),
             "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
-            **(env or {}),
         }
         environment.pop("XDG_CACHE_HOME", None)
         with self.errors.open("ab") as stderr:
@@ -58,7 +55,7 @@ class WalytisChild:
         self._replies: queue.Queue[dict[str, Any]] = queue.Queue()
         self._listeners: dict[str, list[Callable[[BlockRef], None]]] = {}
         threading.Thread(target=self._receive, daemon=True).start()
-        started = self.call("start", home=str(home / "vault"), mode=mode, peers=peers)
+        started = self.call("start", home=str(home / "vault"), mode=mode, peers=peers, proven=proven)
         self.peer_id: str = started["peer_id"]
         self.addresses: list[str] = started["addresses"]
         self.fast_paths: bool = started["fast_paths"]
@@ -221,14 +218,17 @@ class _Server:
         with self._out_lock:
             _write(sys.stdout.buffer, message)
 
-    def do_start(self, home: str, mode: str, peers: list[str]) -> dict[str, Any]:
+    def do_start(self, home: str, mode: str, peers: list[str], proven: bool = True) -> dict[str, Any]:
+        from walytis_vault.adapters.walytis import upstream
         from walytis_vault.adapters.walytis.runtime import WalytisRuntime
 
+        if not proven:
+            upstream.PROVEN_VERSIONS["walytis_beta"] = "0"
         self._runtime = WalytisRuntime.start(Path(home), mode=mode, peers=tuple(peers))
         return {
             "peer_id": self._runtime.peer_id,
             "addresses": self._runtime.addresses,
-            "fast_paths": getattr(self._runtime, "fast_paths_active", False),
+            "fast_paths": self._runtime.fast_paths_active,
         }
 
     def do_stop(self) -> None:
