@@ -38,6 +38,16 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     made.close()
 
 
+@pytest.fixture
+def dealer() -> Iterator[zmq.Socket[bytes]]:
+    """A bare socket, closed whatever happens."""
+    context = zmq.Context()
+    made = context.socket(zmq.DEALER)
+    made.linger, made.rcvtimeo = 0, 300
+    yield made
+    context.destroy(linger=0)
+
+
 class Proxy:
     """Stands between client and node, and records every byte."""
 
@@ -112,40 +122,34 @@ def test_an_unknown_key_is_refused(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["null", "plain", "no-server-key"])
-def test_connections_without_curve_get_nothing(world: World, mechanism: str) -> None:
+def test_connections_without_curve_get_nothing(world: World, dealer: zmq.Socket[bytes], mechanism: str) -> None:
     """A client without CURVE, or with a wrong server key, cannot say anything to the node."""
-    context = zmq.Context()
-    s = context.socket(zmq.DEALER)
-    s.linger = 0
-    s.rcvtimeo = 300
     if mechanism == "plain":
-        s.plain_username, s.plain_password = b"local", b"x"
+        dealer.plain_username, dealer.plain_password = b"local", b"x"
     elif mechanism == "no-server-key":
         keys = make_keys()
-        s.curve_serverkey = make_keys().public.encode()
-        s.curve_publickey, s.curve_secretkey = keys.public.encode(), keys.secret.encode()
-    s.connect(world.endpoint)
+        dealer.curve_serverkey = make_keys().public.encode()
+        dealer.curve_publickey, dealer.curve_secretkey = keys.public.encode(), keys.secret.encode()
+    dealer.connect(world.endpoint)
     with contextlib.suppress(zmq.Again):
-        s.send_multipart([b"WVB\x01\x06" + bytes(16), b"\x80"], zmq.NOBLOCK)
+        dealer.send_multipart([b"WVB\x01\x06" + bytes(16), b"\x80"], zmq.NOBLOCK)
     with pytest.raises(zmq.Again):
-        s.recv()
-    context.destroy(linger=0)
+        dealer.recv()
     assert world.client().status().position == 0
 
 
-def test_a_connection_may_not_name_itself(world: World) -> None:
-    """An admitted key that chooses a routing id is refused: it could be given replies meant for another."""
+def test_a_connection_may_not_name_itself(world: World, dealer: zmq.Socket[bytes]) -> None:
+    """An admitted key that chooses a routing id is cut: it could be given replies meant for another."""
     key = world.client()._session._key()
-    context = zmq.Context()
-    s = context.socket(zmq.DEALER)
-    s.linger, s.rcvtimeo, s.routing_id = 0, 300, b"someone"
-    s.curve_serverkey = world.keys.public.encode()
-    s.curve_publickey, s.curve_secretkey = key.public_key.encode(), key.secret_key.encode()
-    s.connect(world.endpoint)
-    s.send_multipart([b"WVB\x01\x06" + bytes(16), b"\x80"])
-    with pytest.raises(zmq.Again):
-        s.recv()
-    context.destroy(linger=0)
+    dealer.routing_id = b"someone"
+    dealer.curve_serverkey = world.keys.public.encode()
+    dealer.curve_publickey, dealer.curve_secretkey = key.public_key.encode(), key.secret_key.encode()
+    dealer.connect(world.endpoint)
+    body = b"\x81\xa4call\xa6status"
+    dealer.send_multipart([b"WVB\x01\x01" + b"i" * 16, body])
+    with contextlib.suppress(zmq.Again):
+        while True:
+            assert dealer.recv_multipart()[0][4:] == b"\x88" + bytes(16), "at most the probe that precedes the cut"
 
 
 def test_revoking_cuts_a_live_connection(world: World) -> None:
