@@ -21,13 +21,14 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from walytis_vault.bus.endpoint import Address, EndpointRecord, read_record
-from walytis_vault.bus.protocol import FAILURE, BusLimits, Failure, Header, Kind, decode, pack, split
+from walytis_vault.bus.protocol import FAILURE, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
 from walytis_vault.bus.security import ClientKey
 from walytis_vault.bus.wake import Wake
 from walytis_vault.domain.errors import (
     MisuseError,
     NoNodeError,
     PermissionRefusedError,
+    ProtocolVersionError,
     TimedOutError,
     TransportError,
     UntrustedInputError,
@@ -348,6 +349,10 @@ class Link:
         """Handle one message of the node. On the link's thread; tests lose and repeat messages here."""
         try:
             message = split(parts, body_cap=self.limits.reply, data_cap=self.limits.reply)
+        except ProtocolVersionError:
+            # Header and id are the same in all versions: tell whoever asked.
+            self._other_version(bytes(parts[0]))
+            return
         except VaultError as e:
             _log.warning("bus: a message of the node was not understood: %s", e)
             return
@@ -359,6 +364,12 @@ class Link:
         except UntrustedInputError as e:
             self.end(exchange)
             exchange.fail(TransportError(f"the node answered outside the protocol: {e}"))
+
+    def _other_version(self, head: bytes) -> None:
+        exchange = self._exchanges.pop(head[5:], None)
+        if exchange is not None:
+            message = f"the node speaks version {head[3]} of the bus protocol, this client {VERSION}: update the older"
+            exchange.fail(ProtocolVersionError(message))
 
     def _shut(self) -> None:
         self._drop_socket()

@@ -17,7 +17,7 @@ from support.bus_world import World, link_of
 from walytis_vault.bus import exchanges
 from walytis_vault.client import Client
 from walytis_vault.domain import faults
-from walytis_vault.domain.errors import NoNodeError, TimedOutError, TransportError
+from walytis_vault.domain.errors import NoNodeError, ProtocolVersionError, TimedOutError, TransportError
 
 
 @pytest.fixture
@@ -297,3 +297,18 @@ def test_closing_is_bounded_whatever_is_under_way(world: World) -> None:
         thread.join(5)
         assert not thread.is_alive()
     assert len(errors) == 4
+
+
+def test_a_node_of_another_version(world: World) -> None:
+    """A client whose node answers in another version says so, instead of waiting."""
+    client = world.client()
+    link = link_of(client)
+    deliver = link.incoming
+
+    def incoming(parts: list[memoryview]) -> None:
+        head = bytes(parts[0])
+        deliver([memoryview(head[:3] + b"\x02" + head[4:]), *parts[1:]])
+
+    link.incoming = incoming  # type: ignore[method-assign]
+    with pytest.raises(ProtocolVersionError, match="version 2"):
+        client.status()
