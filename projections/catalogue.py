@@ -7,7 +7,7 @@ labels and true sizes stay sealed here and are opened only while a query runs. C
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -24,6 +24,9 @@ from walytis_vault.projections.names import Dids
 from walytis_vault.projections.paging import order_bytes
 from walytis_vault.projections.store import Connection, Table, Value, one
 
+EARLY: Final = 50_000
+"""Contents remembered as expected (a count); with more, every publication is looked up."""
+
 
 class Catalogue(View):
     """See the module."""
@@ -39,8 +42,8 @@ class Catalogue(View):
         self.dids = Dids(self.t("dids"))
         self.book = Book(self, self.local.history)
         self.query = CatalogueQuery(self)
-        self._early: bool | None = None
-        """Whether facts are waiting for their content; None until it is looked up."""
+        self._early: set[bytes] | None = None
+        """Contents that something was said about before they arrived; None until it is looked up."""
         self._new: dict[bytes, tuple[Value, ...]] = {}
         self._sealed: list[tuple[Value, ...]] = []
         self.handlers = {
@@ -60,11 +63,11 @@ class Catalogue(View):
         self._insert = f"INSERT INTO {rows} ({COLUMNS}) VALUES ({marks})"
         self._by_id = f"SELECT {COLUMNS} FROM {rows} WHERE content_id = ?"
         self._exists = f"SELECT 1 FROM {rows} WHERE content_id = ?"
-        missing = f"NOT EXISTS (SELECT 1 FROM {rows} r WHERE r.content_id = e.content_id) LIMIT 1"
+        missing = f"NOT EXISTS (SELECT 1 FROM {rows} r WHERE r.content_id = e.content_id) LIMIT {EARLY + 1}"
         self._find_early = (
-            f"SELECT 1 FROM {toggles} e WHERE {missing}",
-            f"SELECT 1 FROM {self.t('asked')} e WHERE {missing}",
-            f"SELECT 1 FROM {rows} WHERE revises IS NOT NULL AND parent IS NULL LIMIT 1",
+            f"SELECT content_id FROM {toggles} e WHERE {missing}",
+            f"SELECT content_id FROM {self.t('asked')} e WHERE {missing}",
+            f"SELECT revises FROM {rows} WHERE revises IS NOT NULL AND parent IS NULL LIMIT {EARLY + 1}",
         )
         self._children = f"SELECT {COLUMNS} FROM {rows} WHERE revises = ?"
         self._heads = f"SELECT {COLUMNS} FROM {rows} WHERE original = ? AND parent IS NOT NULL AND head = 1"
@@ -97,7 +100,7 @@ class Catalogue(View):
         content_id = event.content_id
         if (
             event.revises is None
-            and not self._early_facts(connection)
+            and not self._is_early(connection, content_id)
             and content_id not in self._new
             and one(connection.execute(self._exists, (content_id,))) is None
         ):
@@ -146,7 +149,7 @@ class Catalogue(View):
             row = self._supersede(connection, row, position)
         connection.execute(self._insert, self._columns(connection, row))
         if parent is None and event.revises is not None:
-            self._early = True
+            self._expect(event.revises)
         if standing < 2:
             connection.execute(self._seal, (position, event.descriptor))
         self.touch(content_id, position)
@@ -230,7 +233,7 @@ class Catalogue(View):
             while root is not None and (above := self._parent(connection, root)) is not None:
                 root = above
             if root is None:
-                self._early = True
+                self._expect(seed)
                 continue
             family: dict[bytes, tuple[Stored, bytes | None]] = {root.content_id: (root, None)}
             waiting = [root]
@@ -317,11 +320,16 @@ class Catalogue(View):
         self._write_new(connection)
         super().flush(connection)
 
-    def _early_facts(self, connection: Connection) -> bool:
-        """Whether anything was said about a content before the content itself arrived."""
+    def _is_early(self, connection: Connection, content_id: bytes) -> bool:
+        """Whether anything may have been said about a content before the content itself arrived."""
         if self._early is None:
-            self._early = any(one(connection.execute(sql)) is not None for sql in self._find_early)
-        return self._early
+            found = (row[0] for sql in self._find_early for row in connection.execute(sql))
+            self._early = {bytes(content) for content in found}
+        return content_id in self._early or len(self._early) > EARLY
+
+    def _expect(self, content_id: bytes) -> None:
+        if self._early is not None and len(self._early) <= EARLY:
+            self._early.add(content_id)
 
     def _hidden(self, connection: Connection, content_id: bytes, author: str) -> bool:
         row = one(connection.execute(self._toggle, (content_id, author)))

@@ -43,7 +43,7 @@ class ProjectionHost(Asking):
         *,
         local: Local | None = None,
         sources: Sequence[Source] = (),
-        epoch: Callable[[], int] = lambda: 0,
+        epoch: Callable[[], int] | None = None,
         temporary: Callable[[], ViewStore] | None = None,
         mapper: ClosedMapper | None = None,
         batch: int = BATCH,
@@ -52,8 +52,8 @@ class ProjectionHost(Asking):
 
         Args:
             sources: views that somebody else keeps (the audit, for one).
-            epoch: a number that the log changes, durably, when events that it gave before became void; the
-                views are rebuilt at start when it is not the one that they were built with.
+            epoch: a number that the log changes, in the same transaction, when events that it gave before became
+                void; views that were built with another one are rebuilt. None leaves that to `reset_all`.
             temporary: makes the store of a replay.
             batch: events in one transaction.
         Raises:
@@ -67,7 +67,8 @@ class ProjectionHost(Asking):
         self._mapper = mapper or ClosedMapper()
         self._local = local or Local()
         self._batch = batch
-        self._epoch, self._temporary = epoch, temporary
+        self._epoch, self._temporary = epoch or (lambda: 0), temporary
+        self._follows_epoch = epoch is not None
         self._sources = {s.name: s for s in sources}
         self._views = {v.name: LiveView(v, store, self._local) for v in views}
         self._work = threading.RLock()
@@ -81,7 +82,7 @@ class ProjectionHost(Asking):
         self._failure: VaultError | None = None
         with self._work, store.transaction() as connection:
             for live in self._views.values():
-                self._reset |= live.open(connection, epoch()) and live.position > 0
+                live.open(connection, self._epoch())
         front = max((v.position for v in self._views.values()), default=0)
         for live in self._views.values():
             live.behind = live.position < front
@@ -130,12 +131,25 @@ class ProjectionHost(Asking):
 
     def catch_up(self) -> int:
         """Fold everything that the log has now, in the caller's thread. Returns the position of the views."""
+        while not self._closing:
+            if stale := self._stale():
+                self.rebuild(*stale)
+            if not self._advance():
+                break
+        return self._position
+
+    def _stale(self) -> list[str]:
+        """Views that were built from a past that is no longer the log's. Asked again after every batch: the batch
+        that voids others arrives together with the new epoch."""
+        if any(live.building for live in self._views.values()):
+            return []  # whoever rebuilds wakes us at the end
         if self._reset:
             self._reset = False
-            self.rebuild()
-        while not self._closing and self._advance():
-            pass
-        return self._position
+            return list(self._views)
+        if not self._follows_epoch:
+            return []
+        epoch = self._epoch()
+        return [live.name for live in self._views.values() if live.epoch != epoch]
 
     def _advance(self) -> bool:
         """Fold one batch: views in front first, then those behind. False when nothing is left to do."""
@@ -258,8 +272,11 @@ class ProjectionHost(Asking):
     # Repairing
 
     def reset_all(self) -> None:
-        """Events that were folded are void now: let the folding thread rebuild every view. Only sets a flag."""
-        self._reset = True
+        """Events that were folded are void now, or will be when the log's transaction commits.
+
+        Only sets a flag: the folding thread rebuilds. With an `epoch` it does so when that has changed.
+        """
+        self._reset = not self._follows_epoch
         self._poked = True
         self._horizon.wake()
 
@@ -287,6 +304,8 @@ class ProjectionHost(Asking):
         finally:
             for live in lives:
                 live.building = None
+            self._poked = True
+            self._horizon.wake()
 
     def _rebuild_step(self, lives: Sequence[LiveView], made: Sequence[Runner]) -> bool:
         """Fold one batch into the new generations; swap and return True when they have caught up."""

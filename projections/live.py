@@ -60,12 +60,8 @@ class LiveView:
     def _make(self, generation: int) -> Runner:
         return Runner(self.type(ViewRecorder(self._store, self.name, generation), self._local), self._store)
 
-    def open(self, connection: Connection, epoch: int) -> bool:
-        """Find the live generation, or make the first; a changed version starts from nothing.
-
-        Returns:
-            True when the log's past has changed since the view was built: it is to be rebuilt.
-        """
+    def open(self, connection: Connection, epoch: int) -> None:
+        """Find the live generation, or make the first; a changed version starts from nothing."""
         for table in (VIEWS, PARKED, TRACKING, HASHES):
             self._store.create(connection, table)
         row = one(
@@ -81,10 +77,11 @@ class LiveView:
                 self.runner.drop(connection)
                 self.runner = self._make(max(generation, building) + 1)
                 self._epoch = epoch
-        self._record(connection, self.runner.generation, 0)
         self.runner.open(connection)
+        if self.position == 0:
+            self._epoch = epoch
+        self._record(connection, self.runner.generation, 0)
         self._load_hash(connection)
-        return self._epoch != epoch
 
     def _record(self, connection: Connection, generation: int, building: int) -> None:
         connection.execute(
@@ -93,6 +90,11 @@ class LiveView:
             " building = excluded.building, epoch = excluded.epoch",
             (self.name, self.type.version, generation, building, self._epoch),
         )
+
+    @property
+    def epoch(self) -> int:
+        """The log's epoch that the live generation was built with."""
+        return self._epoch
 
     # Rebuilding
 

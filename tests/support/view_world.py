@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -177,7 +177,7 @@ def hosting(
     views: Sequence[type[View]] = OWN,
     vault: Vault | None = None,
     batch: int = 500,
-    epoch: int = 0,
+    epoch: Callable[[], int] | None = None,
 ) -> Iterator[ProjectionHost]:
     """A host over a log, in a database file that a later call finds again."""
     store = SqliteViewStore(folder / "views.db")
@@ -188,7 +188,7 @@ def hosting(
         views,
         local=(vault or Vault()).local(),
         batch=batch,
-        epoch=lambda: epoch,
+        epoch=epoch,
         temporary=TemporaryViewStore,
     )
     try:

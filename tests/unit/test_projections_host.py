@@ -341,18 +341,34 @@ def test_void_events_go_when_the_log_says_so(tmp_path: Path) -> None:
         assert done.wait(10)
 
 
+def test_views_rebuilt_too_early_are_rebuilt_again(tmp_path: Path) -> None:
+    """The log says "void" before its transaction commits; what counts is the epoch that comes with the commit."""
+    log, epoch = MemoryLog(), [0]
+    log.add(history(6))
+    with hosting(tmp_path, log, views=[Counter], epoch=lambda: epoch[0]) as host:
+        host.start()
+        host.wait(6, timeout=10)
+        host.reset_all()  # inside the log's transaction: nothing has changed yet
+        log.void, epoch[0] = {1, 2, 3}, 1
+        done = threading.Event()
+        host.on_advance(lambda _: done.set() if sum(counts(host.query).values()) == 4 else None)
+        log.add(history(1, 30))  # the batch that voided them becomes visible
+        assert done.wait(10)
+        assert host.live("counter").epoch == 1
+
+
 def test_a_changed_epoch_rebuilds_at_start(tmp_path: Path) -> None:
     """A reset that a crash swallowed is made up for: the log's epoch differs from the one the views were built with."""
     log = MemoryLog()
     log.add(history(6))
-    with hosting(tmp_path, log, views=[Counter], epoch=1) as host:
+    with hosting(tmp_path, log, views=[Counter], epoch=lambda: 1) as host:
         host.catch_up()
     log.void = {6}
-    with hosting(tmp_path, log, views=[Counter], epoch=2) as host:
+    with hosting(tmp_path, log, views=[Counter], epoch=lambda: 2) as host:
         host.catch_up()
         assert sum(counts(host.query).values()) == 5
         generation = host.live("counter").view.view.generation
-    with hosting(tmp_path, log, views=[Counter], epoch=2) as host:
+    with hosting(tmp_path, log, views=[Counter], epoch=lambda: 2) as host:
         host.catch_up()
         assert host.live("counter").view.view.generation == generation
 
