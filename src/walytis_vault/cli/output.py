@@ -81,6 +81,11 @@ def short_did(did: object) -> str:
     return text if len(text) <= 12 else f"{text[:4]}{ELLIPSIS}{text[-6:]}"
 
 
+def screen_width() -> int | None:
+    """Columns of the terminal that stdout is; None when it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table.
@@ -104,7 +109,7 @@ class Column:
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:
     """Print rows aligned. On a terminal it fits the width; in a pipe or file nothing is left out or cut."""
-    screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    screen = screen_width()
     shown = [c for c in columns if screen is None or c.from_width <= screen]
     cells = [[printable(c.cell(row)) for c in shown] for row in rows]
     widths = [max([cell_width(c.title), *(cell_width(line[i]) for line in cells)]) for i, c in enumerate(shown)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from walytis_vault.cli.output import Column, emit, moment, printable, short_did, size, table
+from walytis_vault.cli.output import ELLIPSIS, Column, emit, moment, printable, screen_width, short_did, size, table
 from walytis_vault.cli.session import Session, command, timeout_option
 
 if TYPE_CHECKING:
@@ -108,7 +108,11 @@ def _show_change(session: Session, change: Change) -> None:
         emit(change)
         return
     what = change.type.partition("/")[0].replace("-", " ")
-    click.echo(printable(f"{change.position:>7}  {moment(change.time)}  {what:<22}  {' '.join(change.ids)}").rstrip())
+    start, ids = f"{change.position:>7}  {moment(change.time)}  {what:<22}  ", list(change.ids)
+    screen = screen_width()
+    if screen is not None and len(start) + len(" ".join(ids)) > screen:  # in full where it fits, and in a pipe
+        ids = [short_did(i) if i.startswith("did:") else f"{i[:8]}{ELLIPSIS}" for i in ids]
+    click.echo(printable(start + " ".join(ids)).rstrip())
 
 
 @command("log")
