@@ -276,7 +276,8 @@ class LogIndex:
             " first, count, membership, block, envelope) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 batch.batch_id, body.author, author, body.key_id, body.number, depth, context, body.time_ms,
-                BLOCK_TO_COME if direct else int(block is not None), void, first, len(events), membership, block, batch.envelope(),
+                BLOCK_TO_COME if direct else int(block is not None), void, first, len(events), membership, block,
+                batch.envelope(),
             ),
         )  # fmt: skip
         seq = connection.last_insert_rowid()

@@ -27,8 +27,9 @@ from walytis_vault.audit import audit_rows
 from walytis_vault.bus.server import BusServer
 from walytis_vault.domain.ids import BatchId, ContentId
 from walytis_vault.eraser import Eraser
-from walytis_vault.founding import BUS_SECRET, SIGNING_SECRET, check_network
+from walytis_vault.founding import BUS_SECRET, IDENTITY_SECRET, SIGNING_SECRET, check_network
 from walytis_vault.home import Home
+from walytis_vault.peers.hub import PeerHub, address_book
 from walytis_vault.projections.audit import AuditView
 from walytis_vault.projections.base import Local
 from walytis_vault.projections.host import ProjectionHost
@@ -75,7 +76,8 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
         home.store, vault_id=config.vault_id, keys=keys, fs=fs, clock=clock, randomness=randomness
     )
     opened.callback(store.close)
-    runtime = WalytisRuntime.start(home.path, mode=mode)
+    book = address_book(home, fs)
+    runtime = WalytisRuntime.start(home.path, mode=mode, peers=book.full())
     opened.callback(runtime.stop)
     log = VaultLog(
         Database(home.log_database),
@@ -127,8 +129,25 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
     opened.callback(eraser.close)
     eraser.start()
 
+    hub = PeerHub(
+        home,
+        config,
+        runtime,
+        log,
+        store,
+        book,
+        signer=signer,
+        bus_secret=secrets[BUS_SECRET],
+        identity_key=secrets[IDENTITY_SECRET],
+        fs=fs,
+        clock=clock,
+        randomness=randomness,
+    )
+    opened.callback(hub.close)
+    hub.start()
+
     def details() -> dict[str, Any]:
-        return {"store": msgspec.structs.asdict(store.usage())}
+        return {"store": msgspec.structs.asdict(store.usage()), **hub.details()}
 
     service = NodeService(
         config,
@@ -139,7 +158,9 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
         network=mode,
         clock=clock,
         randomness=randomness,
-        peers=runtime.peers,
+        peers=hub.network.connected,
+        fetch=hub.fetch,
+        invite=hub.invite,
         details=details,
     )
     bus = BusServer(service, folder=home.bus, keys=secrets[BUS_SECRET])

@@ -44,6 +44,8 @@ class VaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     group: DidText
     network: Network
     created_ms: int
+    fetch: Literal["all", "small", "on-request"] = "small"
+    """Which contents of other members are fetched before anybody asks: small ones have up to 1 MiB."""
 
 
 class Home:
@@ -107,8 +109,19 @@ class Home:
         """Whether a vault was made here to the end."""
         return (self.path / _CONFIG).exists()
 
-    def begin_making(self) -> None:
+    def prepare_peers(self) -> Path:
+        """The folder of what concerns other nodes: addresses, invitations. Raises StorageError."""
+        try:
+            self._fs.makedirs(str(self.path / "peers"))
+        except OSError as e:
+            raise StorageError(f"cannot use {self.path}: {e.strerror or e}") from e
+        return self.path / "peers"
+
+    def begin_making(self, token: str = "") -> None:
         """Lock and prepare an empty home for a new vault; remove what a crashed attempt left.
+
+        Args:
+            token: names the attempt; what an attempt with the same (not empty) token left is kept.
 
         Raises:
             MisuseError: there is a vault, or something else, in the folder.
@@ -126,9 +139,11 @@ class Home:
             self._fs.makedirs(str(self.path))
             self.path.chmod(0o700)
             self.lock()
-            if begun:
-                self._sweep()
-            (self.path / _MAKING).touch(mode=0o600)
+            making = self.path / _MAKING
+            if begun and not (token and making.read_text() == token):
+                self.sweep()
+            making.touch(mode=0o600)
+            making.write_text(token)
         except OSError as e:
             raise StorageError(f"cannot make a vault in {self.path}: {e.strerror or e}") from e
 
@@ -140,10 +155,11 @@ class Home:
     def abandon_making(self) -> None:
         """Remove everything that a failed attempt made."""
         if not self.is_vault() and (self.path / _MAKING).exists():
-            self._sweep()
+            self.sweep()
             (self.path / _MAKING).unlink(missing_ok=True)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Remove everything in a home that is being made. Raises OSError."""
         for entry in self.path.iterdir():
             if entry.name in (_LOCK, _MAKING):
                 continue

@@ -124,6 +124,33 @@ def create_vault(home: Path, *, name: str = "vault", passphrase: str | None = No
     return VaultInfo(vault_id=answer.vault_id, did=answer.did)
 
 
+def join_vault(
+    home: Path,
+    code: str,
+    *,
+    name: str = "vault",
+    passphrase: str | None = None,
+    network: str = "loopback",
+    on_progress: Callable[[str], None] = lambda _step: None,
+) -> VaultInfo:
+    """Join the vault that a code invites to, in an empty folder; the inviter's node must run. Repeatable.
+
+    Args:
+        on_progress: told of each step as it begins.
+    Raises:
+        MisuseError: no code, or an expired one; the folder holds something. PermissionRefusedError, ConflictError,
+        ForgottenError: the code was revoked, used, or has expired. TransportError, TimedOutError: repeat it.
+    """
+    home = home.absolute()
+    job = Job(kind="join", home=str(home), name=name, passphrase=passphrase, network=network, code=code)
+    child = _start(job, None)
+    try:
+        answer = _answer(child, START_TIMEOUT_S, on_progress)
+    finally:
+        _end(child)
+    return VaultInfo(vault_id=answer.vault_id, did=answer.did)
+
+
 def serve(
     home: Path, *, passphrase: str | None = None, network: str | None = None, on_ready: Callable[[str], None]
 ) -> int:
@@ -174,25 +201,42 @@ def _start(job: Job, home: Path | None) -> subprocess.Popen[bytes]:
 _LOG_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
-def _answer(child: subprocess.Popen[bytes], timeout: float) -> Answer:
-    """Read the child's one answer; its error becomes ours."""
+def _answer(
+    child: subprocess.Popen[bytes], timeout: float, on_progress: Callable[[str], None] = lambda _step: None
+) -> Answer:
+    """Read the child's answer, and the steps that it tells of before; its error becomes ours.
+
+    Args:
+        timeout: seconds without any word.
+    """
     assert child.stdout is not None
-    line, until = b"", time.monotonic() + timeout
-    while not line.endswith(b"\n") and len(line) < MAX_ANSWER:
+    buffered, until = b"", time.monotonic() + timeout
+    while True:
+        line, newline, rest = buffered.partition(b"\n")
+        if newline:
+            answer, buffered = _decode(line), rest
+            if not answer.progress:
+                break
+            on_progress(answer.progress)
+            until = time.monotonic() + timeout
+            continue
         left = until - time.monotonic()
         if left <= 0 or not select.select([child.stdout], [], [], left)[0]:
             raise TimedOutError(f"the node was not ready after {timeout:.0f} s: see node.log in its home")
         part = os.read(child.stdout.fileno(), 65536)
-        if not part:
+        if not part or len(buffered) > MAX_ANSWER:
             raise TransportError(f"the node's process ended with code {child.wait(STOP_TIMEOUT_S)}: see its node.log")
-        line += part
-    try:
-        answer = msgspec.json.decode(line, type=Answer)
-    except msgspec.MsgspecError as e:
-        raise TransportError("the node's process answered nonsense") from e
+        buffered += part
     if answer.error_code:
         raise error_from_code(answer.error_code, answer.error_message)
     return answer
+
+
+def _decode(line: bytes) -> Answer:
+    try:
+        return msgspec.json.decode(line, type=Answer)
+    except msgspec.MsgspecError as e:
+        raise TransportError("the node's process answered nonsense") from e
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

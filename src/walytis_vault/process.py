@@ -22,19 +22,23 @@ from walytis_vault.domain.errors import VaultError
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What the parent wants."""
 
-    kind: Literal["found", "serve"]
+    kind: Literal["found", "join", "serve"]
     home: str
     name: str = "vault"
     passphrase: str | None = None
     network: str | None = None
+    code: str = ""
+    """The invitation, to join."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the child says, once: a result or an error."""
+    """What the child says: perhaps progress, then once a result or an error."""
 
     vault_id: str = ""
     did: str = ""
     endpoint: str = ""
+    progress: str = ""
+    """A step that takes a while has begun; another answer will follow."""
     error_code: str = ""
     error_message: str = ""
 
@@ -47,7 +51,7 @@ def main() -> NoReturn:
     code = 1
     try:
         job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
-        code = _found(job, answers) if job.kind == "found" else _serve(job, answers)
+        code = {"found": _found, "join": _join, "serve": _serve}[job.kind](job, answers)
     except VaultError as e:
         _say(answers, Answer(error_code=e.code, error_message=str(e)))
     except Exception as e:  # the parent must hear of a defect too, without a traceback of a library
@@ -61,6 +65,21 @@ def _found(job: Job, answers: IO[bytes]) -> int:
     from walytis_vault.founding import found
 
     made = found(Path(job.home), name=job.name, passphrase=job.passphrase, network=job.network or "loopback")
+    _say(answers, Answer(vault_id=made.vault_id, did=made.did))
+    return 0
+
+
+def _join(job: Job, answers: IO[bytes]) -> int:
+    from walytis_vault.joining import join
+
+    made = join(
+        Path(job.home),
+        job.code,
+        name=job.name,
+        passphrase=job.passphrase,
+        network=job.network or "loopback",
+        progress=lambda step: _say(answers, Answer(progress=step)),
+    )
     _say(answers, Answer(vault_id=made.vault_id, did=made.did))
     return 0
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
+from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery, DCBQueryItem
 from eventsourcing.persistence import IntegrityError
 
 from walytis_vault.adapters.storage.content_store import DiskContentStore
@@ -69,6 +70,8 @@ class NodeService:
         clock: Clock,
         randomness: Randomness,
         peers: Callable[[], Sequence[str]],
+        fetch: Callable[[ContentId, float], None],
+        invite: Callable[[float], str],
         details: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         """For the composition root."""
@@ -82,6 +85,8 @@ class NodeService:
         self._clock = clock
         self._randomness = randomness
         self._peers = peers
+        self._fetch = fetch
+        self._invite = invite
         self._details = details
         self._me = config.member
 
@@ -95,7 +100,7 @@ class NodeService:
         content_id = ContentId(self._randomness.token(ID_BYTES))
         return Publication(self._log, self._store, content_id, author=self._me, options=options, key=key)
 
-    def open_content(self, content_id: str, *, timeout: float) -> ContentReader:  # noqa: ARG002 - for peers
+    def open_content(self, content_id: str, *, timeout: float) -> ContentReader:
         """See `VaultService.open_content`.
 
         Raises:
@@ -111,6 +116,8 @@ class NodeService:
             raise ForgottenError(f"content {content_id} expired, as its publisher declared; only its record remains")
         if verdict.retracted:
             raise RetractedError(f"content {content_id} was retracted by its author, who alone can restore it")
+        if not self._store.has_bytes(wanted) or self._store.content_key(wanted) is None:
+            self._fetch(wanted, timeout)
         descriptor = self._store.open_descriptor(wanted, event.descriptor)
         if descriptor is None:
             raise NotYetAvailableError(f"the key of content {content_id} is not on this node yet")
@@ -244,14 +251,7 @@ class NodeService:
         """Read, decide, append on condition; again when the log changed in between. Returns the position."""
         if key is not None and (reply := self._kept(key)) is not None:
             return msgspec.msgpack.decode(reply, type=int)
-        receipt = None
-        if key is not None:
-            receipt = Receipt(
-                client=key.client,
-                request_id=key.request_id,
-                digest=key.digest,
-                make_reply=lambda _first, last: msgspec.msgpack.encode(last),
-            )
+        receipt = None if key is None else _position_receipt(key)
         for _ in range(ATTEMPTS):
             reading = read_state(self._log, contents, ballots)
             events = decide(reading)
@@ -340,13 +340,51 @@ class NodeService:
             for name in names
         }
 
+    # -- members ------------------------------------------------------------------------------------------------
+
     def invite(self, *, expires_s: float) -> str:
         """See `VaultService.invite`."""
-        raise MisuseError(f"invitations are not part of this version (asked for one of {expires_s:.0f} s)")
+        return self._invite(expires_s)
 
     def remove(self, did: str, key: RequestKey | None = None) -> int:
         """See `VaultService.remove`."""
-        raise UnknownIdError(f"{did[:80]} is no other member of this vault")
+        if key is not None and (reply := self._kept(key)) is not None:
+            return msgspec.msgpack.decode(reply, type=int)
+        receipt = None if key is None else _position_receipt(key)
+        query = DCBQuery(items=[DCBQueryItem(types=[ev.MemberAdmitted.TOPIC, ev.MemberRemoved.TOPIC])])
+        for _ in range(ATTEMPTS):
+            after = self._vault_log.index.horizon
+            member = self._vault_log.membership().members.get(did)
+            if member is None or did == self._me:
+                raise UnknownIdError(f"{did[:80]} is no other member of this vault: see `walytis-vault members`")
+            if member.removed:
+                return after
+            # What of the victim's is accepted is filled in by the writer, in the transaction that takes the heads.
+            event = ev.MemberRemoved(member=did, accepted=())
+            condition = DCBAppendCondition(fail_if_events_match=query, after=after)
+            try:
+                done = self._log.append_once([ev.to_dcb(event)], condition, receipt=receipt)
+            except IntegrityError:
+                continue
+            if done.repeated and done.reply is not None:
+                return msgspec.msgpack.decode(done.reply, type=int)
+            self._eraser.settle(self._open_ballots())
+            return done.last
+        raise ConflictError("the vault's membership is changing too quickly: repeat the request")
+
+    def _open_ballots(self) -> list[bytes]:
+        query = DCBQuery(items=[DCBQueryItem(types=[ev.ForgettingProposed.TOPIC])])
+        found = (ev.PRODUCT_EVENTS.decode(e.event.type, e.event.data) for e in self._log.read(query))
+        return [e.ballot_id for e in found if isinstance(e, ev.ForgettingProposed)]
+
+
+def _position_receipt(key: RequestKey) -> Receipt:
+    return Receipt(
+        client=key.client,
+        request_id=key.request_id,
+        digest=key.digest,
+        make_reply=lambda _first, last: msgspec.msgpack.encode(last),
+    )
 
 
 def _members(count: int) -> str:

@@ -1,0 +1,193 @@
+"""The inviter's side of joining: makes codes, and answers those who come with one, as long as it is good.
+
+The invited gets the chain (which anyone who knows its id may read anyway), a fresh invitation of the identity
+library, and one admission; nothing else. Spec: docs/peer-protocol.md, "Joining".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery, DCBQueryItem
+from eventsourcing.persistence import IntegrityError
+from zmq.utils import z85
+
+from walytis_vault.adapters.identity import IdentityKeeper
+from walytis_vault.adapters.walytis.chain_pack import pack_chain
+from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.bus.security import BusKeys
+from walytis_vault.domain import events as ev
+from walytis_vault.domain.batch import key_id_of_device
+from walytis_vault.domain.errors import (
+    ConflictError,
+    MisuseError,
+    PermissionRefusedError,
+    StorageError,
+    UntrustedInputError,
+    VaultError,
+)
+from walytis_vault.domain.ids import KeyId
+from walytis_vault.domain.limits import SEGMENT_BYTES
+from walytis_vault.domain.ports import Randomness
+from walytis_vault.home import VaultConfig
+from walytis_vault.peers import protocol as p
+from walytis_vault.peers.addresses import AddressBook
+from walytis_vault.peers.desk import Answered
+from walytis_vault.peers.invitations import CODE_VERSION, Code, Entry, Invitations, write_code
+
+SECRET_BYTES: Final = 32
+GROUP_INVITATION_S: Final = 120.0
+"""How long the identity library's invitation is good; another is made for each attempt to join."""
+PACK_S: Final = 600.0
+ATTEMPTS: Final = 16
+
+_log = logging.getLogger(__name__)
+_keys = msgspec.msgpack.Decoder(ev.DeviceKeys, strict=True)
+
+
+class Admission:
+    """Invites and admits. Any thread may call."""
+
+    def __init__(
+        self,
+        config: VaultConfig,
+        log: VaultLog,
+        invitations: Invitations,
+        identity: IdentityKeeper,
+        book: AddressBook,
+        *,
+        folder: Path,
+        peer_id: str,
+        addresses: Callable[[], Sequence[str]],
+        keys: BusKeys,
+        randomness: Randomness,
+    ) -> None:
+        """Args: folder: where packs of the chain lie for a while."""
+        self._config, self._log, self._invitations = config, log, invitations
+        self._identity, self._book = identity, book
+        self._folder, self._peer_id, self._addresses, self._keys = folder, peer_id, addresses, keys
+        self._randomness = randomness
+        self._lock = threading.Lock()
+        self._packs: dict[bytes, tuple[Path, float]] = {}
+
+    def invite(self, expires_s: float) -> str:
+        """Make a one-use code. Raises MisuseError, ConflictError, StorageError, PermissionRefusedError."""
+        if self._config.member not in self._log.membership().active():
+            raise PermissionRefusedError("this node belongs to no member of the vault any more: it can invite nobody")
+        secret = self._randomness.token(SECRET_BYTES)
+        expires_ms = self._invitations.add(secret, expires_s)
+        return write_code(
+            Code(
+                version=CODE_VERSION,
+                vault_id=self._config.vault_id,
+                root=self._config.root,
+                device=self._config.device,
+                peer_id=self._peer_id,
+                addresses=tuple(self._addresses()),
+                door=z85.decode(self._keys.public.encode()),
+                secret=secret,
+                expires_ms=expires_ms,
+                group=self._config.group,
+            )
+        )
+
+    def answer(self, door_key: bytes, request: p.Request) -> Answered:
+        """Answer somebody whose key belongs to an invitation.
+
+        Raises:
+            PermissionRefusedError, ForgottenError, ConflictError: revoked, expired, used. VaultError: it failed.
+        """
+        if isinstance(request, p.Admit):
+            return self._admit(door_key, request)
+        # Who was admitted and lost the reply comes again only to be told so.
+        self._invitations.check(door_key)
+        if isinstance(request, p.JoinGroup):
+            code = self._identity.invite(expires_s=GROUP_INVITATION_S, addresses=self._addresses())
+            return p.Done(), [code.encode()]
+        if isinstance(request, p.ChainSize):
+            return p.Done(number=self._pack(door_key)), ()
+        if isinstance(request, p.ChainPart):
+            return p.Done(), [self._part(door_key, request.offset)]
+        raise PermissionRefusedError("an invitation allows to join and nothing else")
+
+    # -- the chain ----------------------------------------------------------------------------------------------
+
+    def _pack(self, door_key: bytes) -> int:
+        with self._lock:
+            self._drop_packs(door_key)
+            path = self._folder / f"pack-{door_key.hex()[:16]}"
+            size = pack_chain(self._config.vault_id, path)
+            self._packs[door_key] = (path, time.monotonic())
+            return size
+
+    def _part(self, door_key: bytes, offset: int) -> bytes:
+        path, _ = self._packs.get(door_key, (None, 0.0))
+        if path is None:
+            raise MisuseError("ask for the size of the chain first")
+        try:
+            with path.open("rb") as pack:
+                pack.seek(offset)
+                return pack.read(SEGMENT_BYTES)
+        except OSError as e:
+            raise StorageError(f"the packed chain cannot be read: {e.strerror or e}") from e
+
+    def _drop_packs(self, done: bytes | None = None) -> None:
+        """Remove the pack of one invited, and those that nobody asked for in a long time."""
+        for key, (path, at) in list(self._packs.items()):
+            if key == done or time.monotonic() - at > PACK_S:
+                self._packs.pop(key)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove what was packed; stop serving invitations."""
+        for path, _ in list(self._packs.values()):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(VaultError):
+            self._identity.close()
+
+    # -- admission ----------------------------------------------------------------------------------------------
+
+    def _admit(self, door_key: bytes, request: p.Admit) -> Answered:
+        try:
+            keys = _keys.decode(request.keys)
+        except (msgspec.MsgspecError, RecursionError) as e:
+            raise UntrustedInputError("the newcomer's keys are malformed") from e
+        if keys.member != keys.device or not keys.peer_id:
+            raise UntrustedInputError("a newcomer joins with one device of its own")
+        key_id = key_id_of_device(keys)
+        with self._lock:
+            entry = self._invitations.check(door_key, key_id)
+            self._invitations.use(entry, key_id)
+            position = self._append(keys, key_id, entry)
+            self._drop_packs(door_key)
+        self._book.learn(keys.peer_id, request.addresses)
+        return p.Done(number=position), ()
+
+    def _append(self, keys: ev.DeviceKeys, key_id: KeyId, entry: Entry) -> int:
+        """Append the admission unless it stands already; return a position that includes it."""
+        event = ev.MemberAdmitted(member=keys.member, keys=keys, invitation=entry.digest)
+        query = DCBQuery(items=[DCBQueryItem(types=[ev.MemberAdmitted.TOPIC, ev.MemberRemoved.TOPIC])])
+        for _ in range(ATTEMPTS):
+            after = self._log.index.horizon
+            membership = self._log.membership()
+            if key_id in membership.keys:
+                return after
+            taken = {k.device for k in membership.keys.values()} | set(membership.members)
+            buses = {k.bus for k in membership.keys.values()}
+            if keys.device in taken or keys.bus in buses:
+                raise ConflictError("this device, or its key, is known in the vault already: join with a new one")
+            condition = DCBAppendCondition(fail_if_events_match=query, after=after)
+            try:
+                return self._log.recorder.append([ev.to_dcb(event)], condition)
+            except IntegrityError:
+                continue
+        raise ConflictError("the vault's membership is changing too quickly: repeat the request")

@@ -1,0 +1,161 @@
+"""What the peer door answers: greetings, batches, ciphertext, keys for one request; and the invited.
+
+Members' devices get what the log says they may have. A content under a ballot goes to nobody outside the
+ballot's electorate, a forgotten one to nobody. The invited get the chain and a place in it, nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from walytis_vault.adapters.crypto.ciphertext_root import segment_count
+from walytis_vault.adapters.exchange.key_transfer import KeyAsk, seal_key
+from walytis_vault.adapters.storage.content_store import DiskContentStore
+from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.domain.errors import (
+    ForgottenError,
+    MisuseError,
+    NotYetAvailableError,
+    PermissionRefusedError,
+)
+from walytis_vault.domain.events import DeviceKeys
+from walytis_vault.domain.ids import ContentId
+from walytis_vault.domain.limits import SEGMENT_BYTES
+from walytis_vault.domain.ports import Clock, Verifier
+from walytis_vault.peers import protocol as p
+from walytis_vault.peers.network import PeerNetwork
+from walytis_vault.reading import read_state
+
+STANDING_S: Final = 1.0
+"""How long a standing is remembered while the log does not grow."""
+STANDINGS: Final = 4096
+
+Answered = tuple[p.Reply, Sequence[bytes]]
+InvitedDesk = Callable[[bytes, p.Request], Answered]
+
+
+class PeerDesk:
+    """Answers one request at a time for each worker of the door."""
+
+    def __init__(
+        self,
+        log: VaultLog,
+        store: DiskContentStore,
+        network: PeerNetwork,
+        *,
+        vault_id: str,
+        device: str,
+        verifier: Verifier,
+        clock: Clock,
+        knows_invited: Callable[[bytes], bool],
+        invited: InvitedDesk,
+    ) -> None:
+        """Bind the parts together; `invited` answers those whose key belongs to an invitation."""
+        self._log, self._store, self._network = log, store, network
+        self._vault_id, self._device = vault_id, device
+        self._verifier, self._clock = verifier, clock
+        self._knows_invited, self._invited = knows_invited, invited
+        self._standings: dict[tuple[bytes, str], tuple[int, float, str]] = {}
+        self._lock = threading.Lock()
+
+    def admits(self, key: bytes) -> bool:
+        """Whether a CURVE key may connect."""
+        return self._network.device_of(key) is not None or self._knows_invited(key)
+
+    def answer(self, key: bytes, request: p.Request, payload: Sequence[bytes]) -> Answered:
+        """Answer a request. Raises VaultError: it is refused, with the reason."""
+        device = self._network.device_of(key)
+        if device is None:
+            if self._knows_invited(key):
+                return self._invited(key, request)
+            raise PermissionRefusedError("this device belongs to no member of the vault (any more)")
+        if isinstance(request, p.Hello):
+            self._network.met(device, request.addresses, request.known, request.have)
+            greeting = p.Greeting(
+                addresses=self._network.addresses(), known=self._network.book.known(), have=self._network.have()
+            )
+            return greeting, ()
+        if isinstance(request, p.Pull):
+            envelopes, more = self._network.batches_beyond(request.have)
+            return p.Batches(more=more), envelopes
+        if isinstance(request, p.Push):
+            missing = self._log.reconciler.accept(payload)
+            if missing:
+                self._network.greet_soon(device)
+            return p.Taken(missing=missing), ()
+        if isinstance(request, p.Fetch):
+            return self._fetch(device, request)
+        if isinstance(request, p.Leaves | p.Segment):
+            return self._part(device, request)
+        raise PermissionRefusedError("only the invited may ask this")
+
+    # -- contents -----------------------------------------------------------------------------------------------
+
+    def _fetch(self, device: DeviceKeys, request: p.Fetch) -> Answered:
+        content_id = ContentId(request.content_id)
+        state = self._standing(device, content_id)
+        if state != "here":
+            return p.Fetched(state=state), ()
+        try:
+            sealed = b""
+            if request.public:
+                ask = KeyAsk(
+                    vault_id=self._vault_id,
+                    content_id=content_id,
+                    asker=device.device,
+                    holder=self._device,
+                    nonce=request.nonce,
+                    public=request.public,
+                )
+                sealed = seal_key(self._store.need_key(content_id), ask, request.signature, device, self._verifier)
+            first = [self._store.read_ciphertext(content_id, 0, SEGMENT_BYTES)] if request.first else []
+        except ForgottenError:
+            return p.Fetched(state="gone"), ()
+        except NotYetAvailableError:
+            return p.Fetched(state="unknown"), ()
+        return p.Fetched(state="here", sealed_key=sealed), first
+
+    def _part(self, device: DeviceKeys, request: p.Leaves | p.Segment) -> Answered:
+        content_id = ContentId(request.content_id)
+        state = self._standing(device, content_id)
+        if state == "gone":
+            raise ForgottenError("this content was forgotten")
+        if state != "here":
+            raise NotYetAvailableError("this content is not here")
+        if isinstance(request, p.Leaves):
+            leaves = self._store.leaf_hashes(content_id)
+            return p.Done(number=len(leaves)), [b"".join(leaves[request.start :][: p.LEAVES_AT_ONCE])]
+        if request.number > segment_count(1 << 50):
+            raise MisuseError("no content has so many segments")
+        return p.Done(), [self._store.read_ciphertext(content_id, request.number * SEGMENT_BYTES, SEGMENT_BYTES)]
+
+    def _standing(self, device: DeviceKeys, content_id: ContentId) -> str:
+        """ "here", "unknown" or "gone", for this device. The store itself cuts off what is being forgotten."""
+        key, horizon, now = (bytes(content_id), device.device), self._log.index.horizon, self._clock.monotonic()
+        with self._lock:
+            kept = self._standings.get(key)
+        if kept is not None and kept[0] == horizon and now - kept[1] < STANDING_S:
+            return kept[2]
+        state = self._look(device, content_id)
+        with self._lock:
+            if len(self._standings) >= STANDINGS:
+                self._standings.clear()
+            self._standings[key] = (horizon, now, state)
+        return state
+
+    def _look(self, device: DeviceKeys, content_id: ContentId) -> str:
+        if self._store.erased(content_id):
+            return "gone"
+        reading = read_state(self._log.recorder, [content_id])
+        if content_id not in reading.state.publications:
+            return "unknown"
+        verdict = reading.state.verdict(content_id)
+        expired = verdict.expires_ms is not None and verdict.expires_ms <= self._clock.wall_ms()
+        if verdict.forgetting == "carried" or expired:
+            return "gone"
+        asked = [b.proposal.electorate for b in reading.state.ballots.all() if b.state in ("open", "carried")]
+        if verdict.retracted or any(device.member not in electorate for electorate in asked):
+            return "unknown"
+        return "here" if self._store.has_bytes(content_id) else "unknown"

@@ -1,0 +1,204 @@
+"""The words of the peer door: requests, replies, frames and limits. Spec: docs/peer-protocol.md.
+
+A message is three or more frames: `WVP1` and a 16-byte nonce, a MessagePack map, payload. Everything is capped
+before it is allocated; decoding is strict and knows only the types below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from walytis_vault.adapters.exchange.key_transfer import KEM_PUBLIC_BYTES
+from walytis_vault.domain.batch import ENVELOPE_BYTES, SIGNATURE_BYTES
+from walytis_vault.domain.errors import TransportError, UntrustedInputError, VaultError, error_from_code
+from walytis_vault.domain.events import Counter, DidText, Id16
+from walytis_vault.domain.limits import LIMITS, SEGMENT_BYTES
+
+MAGIC: Final = b"WVP1"
+NONCE_BYTES: Final = 16
+BODY_LIMIT: Final = 256 << 10
+"""Bytes of a message's MessagePack map."""
+PART_LIMIT: Final = ENVELOPE_BYTES + LIMITS.batch_body
+"""Bytes of any frame: the largest is one batch."""
+PAYLOAD_FRAMES: Final = 256
+"""Payload frames of one message (a count)."""
+BATCH_BYTES: Final = 2 << 20
+"""Bytes of batches in one message, unless a single one is larger."""
+LEAVES_AT_ONCE: Final = SEGMENT_BYTES // 32
+"""Leaf hashes in one reply (a count)."""
+
+Address = Annotated[str, Meta(min_length=1, max_length=256)]
+Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
+PeerId = Annotated[str, Meta(min_length=1, max_length=128)]
+Known = Annotated[dict[PeerId, Addresses], Meta(max_length=LIMITS.members)]
+Have = Annotated[dict[DidText, Counter], Meta(max_length=4 * LIMITS.members)]
+"""Device DID -> the number of its last batch that is here."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="t"):
+    """Base of all requests and replies."""
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """Who I am follows from my key; this is where I am and what I have."""
+
+    addresses: Addresses
+    known: Known
+    have: Have
+
+
+class Pull(Message, frozen=True, tag="pull"):
+    """Send me batches that I lack, oldest first."""
+
+    have: Have
+
+
+class Push(Message, frozen=True, tag="push"):
+    """Batches, one in each payload frame."""
+
+
+class Fetch(Message, frozen=True, tag="fetch"):
+    """Do you hold this content? If so: its key for this request, and its first segment as payload."""
+
+    content_id: Id16
+    nonce: Annotated[bytes, Meta(min_length=16, max_length=16)] = bytes(16)
+    public: Annotated[bytes, Meta(max_length=KEM_PUBLIC_BYTES)] = b""
+    """Empty: no key is wanted."""
+    signature: Annotated[bytes, Meta(max_length=SIGNATURE_BYTES)] = b""
+    first: bool = True
+    """Whether the first segment is wanted too."""
+
+
+class Leaves(Message, frozen=True, tag="leaves"):
+    """Leaf hashes from a number on."""
+
+    content_id: Id16
+    start: Counter
+
+
+class Segment(Message, frozen=True, tag="segment"):
+    """One segment of ciphertext."""
+
+    content_id: Id16
+    number: Counter
+
+
+class JoinGroup(Message, frozen=True, tag="join-group"):
+    """By an invited: a fresh invitation of the identity library, as payload."""
+
+
+class ChainSize(Message, frozen=True, tag="chain-size"):
+    """By an invited: pack the log chain for me; how large is it?"""
+
+
+class ChainPart(Message, frozen=True, tag="chain-part"):
+    """By an invited: the bytes of the pack from an offset on, at most 1 MiB."""
+
+    offset: Counter
+
+
+class Admit(Message, frozen=True, tag="admit"):
+    """By an invited: let this device in."""
+
+    keys: Annotated[bytes, Meta(max_length=8192)]
+    """DeviceKeys as MessagePack."""
+    addresses: Addresses
+
+
+Request = Hello | Pull | Push | Fetch | Leaves | Segment | JoinGroup | ChainSize | ChainPart | Admit
+
+
+class Greeting(Message, frozen=True, tag="greeting"):
+    """Reply to Hello."""
+
+    addresses: Addresses
+    known: Known
+    have: Have
+
+
+class Batches(Message, frozen=True, tag="batches"):
+    """Reply to Pull: batches in the payload."""
+
+    more: bool
+
+
+class Taken(Message, frozen=True, tag="taken"):
+    """Reply to Push."""
+
+    missing: bool
+    """A cause of some batch is not there: a Pull will follow."""
+
+
+class Fetched(Message, frozen=True, tag="fetched"):
+    """Reply to Fetch."""
+
+    state: Annotated[str, Meta(max_length=16)]
+    """"here", "unknown" (not here, or not for you) or "gone" (forgotten)."""
+    sealed_key: Annotated[bytes, Meta(max_length=2048)] = b""
+
+
+class Done(Message, frozen=True, tag="done"):
+    """Reply without words; the payload is the answer, if there is one."""
+
+    number: Counter = 0
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """The request failed."""
+
+    code: Annotated[str, Meta(max_length=64)]
+    message: Annotated[str, Meta(max_length=1000)]
+
+
+Reply = Greeting | Batches | Taken | Fetched | Done | Refused
+
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request, strict=True)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply, strict=True)
+
+
+def pack(nonce: bytes, message: Request | Reply, payload: Sequence[bytes] = ()) -> list[bytes]:
+    """The frames of a message."""
+    return [MAGIC + nonce, _encoder.encode(message), *payload]
+
+
+def nonce_of(frames: Sequence[bytes]) -> bytes:
+    """The nonce of a message. Raises UntrustedInputError for anything that is none."""
+    if not 2 <= len(frames) <= 2 + PAYLOAD_FRAMES or len(frames[0]) != len(MAGIC) + NONCE_BYTES:
+        raise UntrustedInputError("not a message of the peer protocol")
+    if frames[0][: len(MAGIC)] != MAGIC:
+        raise UntrustedInputError("a message of another version of the peer protocol")
+    if len(frames[1]) > BODY_LIMIT:
+        raise UntrustedInputError("a peer's message is too large")
+    return frames[0][len(MAGIC) :]
+
+
+def read_request(frames: Sequence[bytes]) -> Request:
+    """Decode what a peer asks. Raises UntrustedInputError."""
+    try:
+        return _requests.decode(frames[1])
+    except (msgspec.MsgspecError, RecursionError) as e:
+        raise UntrustedInputError("a peer's request is malformed") from e
+
+
+def read_reply(frames: Sequence[bytes]) -> Reply:
+    """Decode what a peer answers. Raises UntrustedInputError."""
+    try:
+        return _replies.decode(frames[1])
+    except (msgspec.MsgspecError, RecursionError) as e:
+        raise UntrustedInputError("a peer's reply is malformed") from e
+
+
+def refusal(error: VaultError) -> Refused:
+    """Tell a peer about an error: the kind, and a sentence."""
+    return Refused(code=error.code, message=str(error)[:1000])
+
+
+def error_of(refused: Refused) -> VaultError:
+    """The error that a peer told of."""
+    error = error_from_code(refused.code, f"the other node: {refused.message}")
+    return error if type(error) is not VaultError else TransportError(str(error))
