@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from walytis_vault.adapters.walytis import unixfs
 from walytis_vault.adapters.walytis.files import storage_error
+from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.faults import fault
 
 SHARDING: Final = "/repo/flatfs/shard/v1/next-to-last/2"
@@ -47,6 +48,21 @@ class BlockStore:
     def has(self, file_data: bytes) -> bool:
         """Whether all nodes of a file are stored."""
         return all((self._folder / Path(*unixfs.flatfs_name(n.multihash))).exists() for n in unixfs.nodes_of(file_data))
+
+    def get(self, cid: str) -> bytes:
+        """Read a stored file back, with the node running or not.
+
+        Raises:
+            UntrustedInputError: it is not stored, or damaged.
+        """
+
+        def node_of(multihash: bytes) -> bytes:
+            try:
+                return (self._folder / Path(*unixfs.flatfs_name(multihash))).read_bytes()
+            except OSError as e:
+                raise UntrustedInputError(f"{cid} is not stored") from e
+
+        return unixfs.file_of(cid, node_of)
 
     def _put_node(self, node: unixfs.Node) -> None:
         shard, name = unixfs.flatfs_name(node.multihash)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from walytis_vault.adapters.walytis import block_ids, unixfs, upstream
 from walytis_vault.adapters.walytis.block_index import BlockIndex
 from walytis_vault.adapters.walytis.block_store import write_whole
-from walytis_vault.adapters.walytis.fast_paths import index_of
+from walytis_vault.adapters.walytis.fast_paths import index_of, intake_of
 from walytis_vault.adapters.walytis.fetch import Fetcher
 from walytis_vault.adapters.walytis.files import storage_error
 from walytis_vault.domain.errors import (
@@ -134,6 +134,42 @@ class WalytisChain:
 
     def _block_path(self, cid: str) -> Path:
         return Path(self._chain.received_blocks_dir) / cid[:4] / cid
+
+    def block_file(self, ref: BlockRef) -> bytes:
+        """The whole file of a known block, to hand to a peer that takes it in. See `read` for errors."""
+        self.read(ref)
+        return self._read_file(self._block_path(block_ids.cid_of(ref.block_id)), block_ids.cid_of(ref.block_id))
+
+    def take_in(self, block_id: bytes, file_data: bytes) -> bool:
+        """Take in a block that a peer sent on another way than gossip, which is far quicker for many.
+
+        Args:
+            block_id: its long or short id.
+            file_data: the peer's `block_file`.
+        Returns:
+            Whether the block is known from now on; False when it waits for ancestors, which are asked for.
+        Raises:
+            UntrustedInputError: no valid block of this chain.
+            NotYetAvailableError: too many blocks wait for ancestors.
+        """
+        intake = intake_of(self._chain)
+        if intake is None:
+            raise MisuseError("with these versions of Walytis blocks come by gossip only")
+        cid = block_ids.cid_of(block_id)
+        known = intake.take_in(cid, file_data)
+        self._fetcher.keep(file_data)
+        return known
+
+    def settle(self) -> None:
+        """After a start: accept what a kill kept from being accepted, in the background."""
+        intake = intake_of(self._chain)
+        if intake is not None and intake.waiting():
+            threading.Thread(target=intake.tick, name="settle-chain", daemon=True).start()
+
+    def waiting(self) -> int:
+        """How many blocks wait for ancestors that are on their way."""
+        intake = intake_of(self._chain)
+        return 0 if intake is None else intake.waiting()
 
     def leaves(self) -> list[BlockRef]:
         """The blocks that no known block has as parent."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from walytis_vault.adapters.walytis import block_ids, unixfs, upstream
+from walytis_vault.adapters.walytis.block_store import BlockStore
 from walytis_vault.domain.errors import NotYetAvailableError, UntrustedInputError
 
 MAX_DOWNLOADS: Final = 16
@@ -37,8 +38,18 @@ class Fetcher:
         for left in folder.glob("fetch-*"):
             with contextlib.suppress(OSError):
                 left.unlink()
+        self._store: BlockStore | None = None
         self._lock = threading.Lock()
         self._running: dict[str, _Download] = {}
+
+    def use_store(self, store: BlockStore) -> None:
+        """From now on blocks can be put where IPFS serves them from."""
+        self._store = store
+
+    def keep(self, file_data: bytes) -> None:
+        """Have IPFS serve a block that did not come through it."""
+        if self._store is not None and not self._store.has(file_data):
+            self._store.put(file_data)
 
     def fetch(self, cid: str, timeout: float) -> bytes:
         """The file with this content id.

@@ -87,13 +87,21 @@ class Intake:
         self._work.release()
 
     def tick(self) -> None:
-        """Ask again for ancestors that did not come."""
+        """Ask again for ancestors that did not come, and accept what a kill kept from being accepted."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT DISTINCT short FROM needs WHERE parent NOT IN (SELECT key FROM waiting) LIMIT ?", (RETRY,)
+                "SELECT DISTINCT parent, short FROM needs WHERE parent NOT IN (SELECT key FROM waiting) LIMIT ?",
+                (RETRY,),
             ).fetchall()
-        for (short,) in rows:
-            self.want(bytes(short))
+            ready = self._db.execute("SELECT key FROM waiting WHERE missing <= 0 LIMIT ?", (RETRY,)).fetchall()
+        for (key,) in ready:
+            if self._accept_one(bytes(key)):
+                self._accept_waiting(bytes(key))
+        for parent, short in rows:
+            if bytes(parent) in self._index:
+                self._accept_waiting(bytes(parent))
+            else:
+                self.want(bytes(short))
 
     def take_in(self, cid: str, file_data: bytes) -> bool:
         """Take in a block file that came on another way than gossip.
@@ -116,30 +124,40 @@ class Intake:
                 for parent in block_ids.parents_of(long_id)
                 if block_ids.key_of_short(parent) not in self._index
             }
-            if not missing:
+            if missing:
+                self._stage(key, cid, file_data, missing)
+            else:
                 self._accept(block)
-                self._accept_waiting(key)
-                return True
-            self._stage(key, cid, file_data, missing)
+        if not missing:
+            self._accept_waiting(key)
+            return True
         for parent in missing.values():
             self.want(parent)
         return False
 
     def _parse(self, cid: str, file_data: bytes) -> tuple[Any, bytes]:
-        """The block in a file, by upstream's own checks and ours."""
+        """The block in a file from anybody, by upstream's own checks and ours."""
         if unixfs.cid_of(file_data) != block_ids.checked_cid(cid):
             raise UntrustedInputError("the block's file does not have the content id that it was named with")
+        block = self._read(cid, file_data)
         try:
-            block = self._block_class.from_filedata(bytearray(file_data), cid)
-            block.generate_id()
             whole = block.check_integrity()
-        except Exception as e:  # upstream's parser raises whatever Python raises
+        except Exception as e:  # upstream's checks raise whatever Python raises
             raise UntrustedInputError(f"malformed block: {e}") from e
         long_id = bytes(block.long_id)
         block_ids.content_of(file_data, long_id)
         if not whole or self._chain.blockchain_id not in block.topics or not block.parents:
             raise UntrustedInputError("not a valid block of this chain")
         return block, long_id
+
+    def _read(self, cid: str, file_data: bytes) -> Any:
+        """Upstream's object for a block file."""
+        try:
+            block = self._block_class.from_filedata(bytearray(file_data), cid)
+            block.generate_id()
+        except Exception as e:  # upstream's parser raises whatever Python raises
+            raise UntrustedInputError(f"malformed block: {e}") from e
+        return block
 
     def _accept(self, block: Any) -> None:
         """What upstream does with a block whose parents are all known. Hold the lock."""
@@ -149,25 +167,37 @@ class Intake:
         self._chain.on_block_confirmed(block)
 
     def _accept_waiting(self, key: bytes) -> None:
-        """Accept what waited for a block, and what waited for that, without recursion. Hold the lock."""
+        """Accept what waited for a block, and what waited for that, without recursion and lock by lock."""
         arrived = deque([key])
         while arrived:
             parent = arrived.popleft()
-            children = [bytes(r[0]) for r in self._db.execute("SELECT child FROM needs WHERE parent = ?", (parent,))]
-            self._db.execute("DELETE FROM needs WHERE parent = ?", (parent,))
-            for child in children:
-                self._db.execute("UPDATE waiting SET missing = missing - 1 WHERE key = ?", (child,))
-                row = self._db.execute(
-                    "SELECT cid, file FROM waiting WHERE key = ? AND missing = 0", (child,)
-                ).fetchone()
-                if row is None:
+            with self._lock:
+                rows = self._db.execute("SELECT child FROM needs WHERE parent = ?", (parent,)).fetchall()
+                if not rows:
                     continue
-                self._forget(child, len(row[1]))
-                try:
-                    self._accept(self._parse(str(row[0]), bytes(row[1]))[0])
-                    arrived.append(child)
-                except UntrustedInputError as e:
-                    upstream.logger.debug("a waiting block was refused: %s", e)
+                self._db.execute("BEGIN")
+                self._db.execute("DELETE FROM needs WHERE parent = ?", (parent,))
+                for row in rows:
+                    self._db.execute("UPDATE waiting SET missing = missing - 1 WHERE key = ?", row)
+                self._db.execute("COMMIT")
+            fault("intake.parent_settled")
+            arrived.extend(child for (child,) in rows if self._accept_one(bytes(child)))
+
+    def _accept_one(self, key: bytes) -> bool:
+        """Accept a waiting block if nothing is missing any more. Whether it is known from now on."""
+        with self._lock:
+            ready = self._db.execute("SELECT cid, file FROM waiting WHERE key = ? AND missing <= 0", (key,))
+            row = ready.fetchone()
+            if row is None:
+                return False
+            try:
+                self._accept(self._read(str(row[0]), bytes(row[1])))
+                return True
+            except UntrustedInputError as e:
+                upstream.logger.debug("a waiting block was refused: %s", e)
+                return False
+            finally:
+                self._forget(key, len(row[1]))
 
     def _stage(self, key: bytes, cid: str, file_data: bytes, missing: dict[bytes, bytes]) -> None:
         if self._waits(key):

@@ -21,13 +21,16 @@ import apsw
 import msgspec
 
 from walytis_vault.adapters.walytis import block_ids, index_files, unixfs, upstream
+from walytis_vault.adapters.walytis.block_store import BlockStore, write_whole
 from walytis_vault.adapters.walytis.files import read_text, replace_file, storage_error
-from walytis_vault.domain.errors import UntrustedInputError
+from walytis_vault.domain.errors import UntrustedInputError, VaultError
 
 SYNC_EVERY: Final = 15.0
 """Seconds between syncs of the file system while blocks are written."""
 SLACK: Final = 120.0
 """Seconds by which file times are trusted less than the state file."""
+TAIL_FILES: Final = 10
+"""Index files, of 1,000 blocks each, that are looked at again after a reboot."""
 SMALL_FILES: Final = ("Config.json", "Invitations.json", "IPFS-Peers.json")
 MAX_SMALL_FILE: Final = 16 << 20
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -54,11 +57,11 @@ def recover(home: Path) -> list[str]:
     state = _read_state(home)
     rebooted = state is not None and state.boot != boot_id()
     try:
-        for folder in sorted((home / "walytis").iterdir()):
-            if folder.is_dir() and not folder.name.startswith("."):
-                done += _recover_chain(home, folder)
         if rebooted and state is not None:
             done += _drop_torn_blocks(home, since=state.synced - SLACK)
+        for folder in sorted((home / "walytis").iterdir()):
+            if folder.is_dir() and not folder.name.startswith("."):
+                done += _recover_chain(home, folder, rebooted)
     except OSError as e:
         raise storage_error(e, f"check {home} after a crash") from e
     for line in done:
@@ -71,7 +74,7 @@ def boot_id() -> str:
     return (read_text(_BOOT_ID, limit=100) or "").strip()
 
 
-def _recover_chain(home: Path, folder: Path) -> list[str]:
+def _recover_chain(home: Path, folder: Path, rebooted: bool) -> list[str]:
     done = []
     # A kill while upstream packs a zip leaves the invitations beside the folder; it would then delete them.
     aside = folder.parent / f"{folder.name}Invitations.json"
@@ -88,12 +91,52 @@ def _recover_chain(home: Path, folder: Path) -> list[str]:
         if path.stat().st_size < start or not index_files.is_whole(path, start):
             dropped = index_files.repair(path)
             done.append(f"dropped {dropped} torn bytes from the block list of chain {folder.name}")
+    done += _complete_tail(home, folder, {} if rebooted else seen)
     if not _begins_with_genesis(folder):
         target = home / "walytis-broken" / f"{folder.name}-{time.time_ns()}"
         target.parent.mkdir(mode=0o700, exist_ok=True)
         folder.rename(target)
         done.append(f"put the half-made chain {folder.name} aside, in {target}")
     return done
+
+
+def _complete_tail(home: Path, folder: Path, seen: dict[str, int]) -> list[str]:
+    """See that recorded blocks are there, for upstream records a block before it writes its file.
+
+    A block without a file is taken for unknown, and everything built on it with it. Its file is made again from
+    IPFS's store; where that lacks it too the record goes, so that nobody builds on what no peer can get.
+    """
+    store, done = BlockStore(home / "ipfs"), []
+    lost: set[bytes] = set()
+    names = index_files.names(folder / "KnownBlocksIndex")
+    for name in names[-TAIL_FILES:]:
+        path = folder / "KnownBlocksIndex" / name
+        start, kept = seen.get(name, 0), bytearray()
+        before = len(lost)
+        for record in index_files.records(path, start):
+            parents = {block_ids.key_of_short(parent) for parent in block_ids.parents_of(record.long_id)}
+            if parents & lost or not _has_file(folder, record.long_id, store, check=not seen):
+                lost.add(block_ids.key_of(record.long_id))
+            else:
+                kept += index_files.encode(record.long_id)
+        if len(lost) > before:
+            replace_file(path, path.read_bytes()[:start] + bytes(kept))
+            done.append(f"dropped {len(lost) - before} blocks of chain {folder.name} that were never written")
+    return done
+
+
+def _has_file(folder: Path, long_id: bytes, store: BlockStore, *, check: bool) -> bool:
+    try:
+        cid = block_ids.cid_of(long_id)
+        path = folder / "ReceivedBlocks" / cid[:4] / cid
+        if path.exists() and (not check or unixfs.cid_of(path.read_bytes()) == cid):
+            return True
+        data = store.get(cid)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+        return True
+    except (VaultError, OSError):
+        return False
 
 
 def _recover_small_file(path: Path, good: Path) -> list[str]:

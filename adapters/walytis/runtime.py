@@ -99,8 +99,12 @@ class WalytisRuntime:
         if not upstream.versions_are_proven():
             upstream.logger.warning("Walytis has other versions than those proven: blocks are slow on long chains")
             return None
-        store = BlockStore(home / "ipfs")
-        fast = FastPaths(home / "walytis-index", store if store.self_test(upstream.node()) else None, fetcher)
+        store: BlockStore | None = BlockStore(home / "ipfs")
+        if store and store.self_test(upstream.node()):
+            fetcher.use_store(store)
+        else:
+            store = None
+        fast = FastPaths(home / "walytis-index", store, fetcher)
         fast.install()
         fast.on_write = recovery.Syncer(home).written
         return fast
@@ -150,6 +154,7 @@ class WalytisRuntime:
             self._chains[chain_id] = WalytisChain(
                 chain_id, index_folder=self.home / "walytis-index", fetcher=self._fetcher
             )
+            self._chains[chain_id].settle()
         return self._chains[chain_id]
 
     def connect(self, multiaddr: str) -> None:

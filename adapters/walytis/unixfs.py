@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from walytis_vault.domain.errors import MisuseError
+from walytis_vault.domain.errors import MisuseError, UntrustedInputError
 
 CHUNK_BYTES: Final = 256 << 10
 MAX_FILE_BYTES: Final = 5 * CHUNK_BYTES
@@ -65,6 +66,64 @@ def flatfs_name(multihash: bytes) -> tuple[str, str]:
     """Folder and file name of a node in a flatfs datastore with the shard function next-to-last/2."""
     key = base64.b32encode(multihash).decode().rstrip("=")
     return key[-3:-1], f"{key}.data"
+
+
+def multihash_of(cid: str) -> bytes:
+    """The multihash in a version 0 content id. Raises UntrustedInputError."""
+    number = 0
+    for character in cid:
+        digit = _ALPHABET.find(character)
+        if digit < 0:
+            raise UntrustedInputError("not a version 0 content id")
+        number = number * 58 + digit
+    if not cid or number.bit_length() > 8 * 34:
+        raise UntrustedInputError("not a version 0 content id")
+    return number.to_bytes(34, "big")
+
+
+def file_of(cid: str, node_of: Callable[[bytes], bytes]) -> bytes:
+    """Put a file together from its stored nodes: the inverse of `nodes_of`.
+
+    Args:
+        cid: the file's content id.
+        node_of: the bytes of a node by its multihash.
+    Raises:
+        UntrustedInputError: the nodes are not those of a file with this content id.
+    """
+    root = _fields(node_of(multihash_of(cid)))
+    links = [_fields(value) for number, value in root if number == 2]
+    if len(links) > MAX_FILE_BYTES // CHUNK_BYTES:
+        raise UntrustedInputError("more chunks than a block can have")
+    leaves = [_fields(node_of(dict(link).get(1, b""))) for link in links] or [root]
+    data = b"".join(dict(_fields(dict(leaf).get(1, b""))).get(2, b"") for leaf in leaves)
+    if cid_of(data) != cid:
+        raise UntrustedInputError("the stored nodes are damaged")
+    return data
+
+
+def _fields(message: bytes) -> list[tuple[int, bytes]]:
+    """The length-delimited fields of a protobuf message, numbers left out."""
+    found, at = [], 0
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        value, at = _read_varint(message, at)
+        if tag & 7 == 2:
+            found.append((tag >> 3, message[at : at + value]))
+            at += value
+        elif tag & 7 != 0:
+            raise UntrustedInputError("not a stored node")
+    return found
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(message) and shift < 63:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    raise UntrustedInputError("not a stored node")
 
 
 def matches_flatfs_name(name: str, data: bytes) -> bool:

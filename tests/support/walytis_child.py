@@ -274,6 +274,31 @@ class _Server:
         found = self._chains[chain].find(key)
         return None if found is None else _plain(found)
 
+    def do_block_file(self, chain: str, ref: Any) -> bytes:
+        data: bytes = self._chains[chain].block_file(msgspec.convert(ref, BlockRef))
+        return data
+
+    def do_take_in(self, chain: str, block_id: bytes, file_data: bytes) -> bool:
+        known: bool = self._chains[chain].take_in(block_id, file_data)
+        return known
+
+    def do_waiting(self, chain: str) -> int:
+        waiting: int = self._chains[chain].waiting()
+        return waiting
+
+    def do_die_at(self, point: str, after: int) -> None:
+        """Kill this process when a fault point is reached for the given time."""
+        from walytis_vault.domain import faults
+
+        seen = [0]
+
+        def hook(name: str) -> None:
+            seen[0] += name == point
+            if seen[0] >= after:
+                os._exit(9)
+
+        faults.install(hook)
+
     def do_listen(self, chain: str) -> None:
         self._chains[chain].listen(lambda ref: self._send({"heard": _plain(ref), "chain": chain}))
 

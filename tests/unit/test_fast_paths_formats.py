@@ -51,6 +51,26 @@ def test_large_files_have_one_root_over_chunks() -> None:
         unixfs.nodes_of(bytes(unixfs.MAX_FILE_BYTES + 1))
 
 
+@pytest.mark.parametrize("size", [0, 1, 5000, unixfs.CHUNK_BYTES, unixfs.CHUNK_BYTES + 1, unixfs.MAX_FILE_BYTES])
+def test_files_come_back_from_their_nodes(size: int) -> None:
+    """A file is put together again from its nodes; with any node missing or changed it is refused."""
+    content = bytes(number % 251 for number in range(size))
+    nodes = {node.multihash: node.data for node in unixfs.nodes_of(content)}
+    cid = unixfs.cid_of(content)
+    assert unixfs.text_of(unixfs.multihash_of(cid)) == cid
+    assert unixfs.file_of(cid, nodes.__getitem__) == content
+    for name in nodes:
+        with pytest.raises(UntrustedInputError):
+            unixfs.file_of(cid, {**nodes, name: nodes[name][:-1] + b"\xff"}.__getitem__)
+
+
+@given(junk=st.binary(max_size=400))
+def test_junk_nodes_are_our_error(junk: bytes) -> None:
+    """Any bytes in the place of a node give our error."""
+    with pytest.raises(UntrustedInputError):
+        unixfs.file_of(unixfs.cid_of(b"content"), lambda _: junk)
+
+
 def test_stored_nodes_lie_where_their_hash_says(tmp_path: Path) -> None:
     """The store writes whole nodes under names that state their hashes, and leaves no other file."""
     store = BlockStore(tmp_path)
