@@ -17,7 +17,6 @@ from walytis_vault.adapters.crypto.content_cipher import PADDING_FLOOR, cipherte
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.content_writer import SMALL_BYTES
 from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
-from walytis_vault.adapters.storage.replica import forgotten
 from walytis_vault.adapters.storage.state import StoreState
 from walytis_vault.domain.errors import (
     DamagedContentError,
@@ -166,9 +165,9 @@ class CiphertextWriter:
                     if self._state.fs.size(path) is not None:
                         self._state.fs.unlink(path)
 
-    def cut_off(self) -> None:
-        """Forgetting: let go at once. Any thread."""
-        self._end(forgotten(self._content_id))
+    def cut_off(self, reason: VaultError) -> None:
+        """Let go at once; later calls raise the reason. Any thread."""
+        self._end(reason)
 
     def _check(self) -> None:
         if self._ended is not None:

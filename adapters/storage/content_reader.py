@@ -15,9 +15,9 @@ from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash, root_of
 from walytis_vault.adapters.crypto.content_cipher import ContentDecryptor, ciphertext_length, content_context
 from walytis_vault.adapters.storage.failures import storage_errors
 from walytis_vault.adapters.storage.index import IN_BLOB, NOWHERE
-from walytis_vault.adapters.storage.replica import damaged, forgotten, missing
+from walytis_vault.adapters.storage.replica import damaged, missing
 from walytis_vault.adapters.storage.state import StoreState
-from walytis_vault.domain.errors import VaultError
+from walytis_vault.domain.errors import MisuseError, VaultError
 from walytis_vault.domain.ids import ContentId, Root
 from walytis_vault.domain.limits import SEGMENT_BYTES
 
@@ -68,7 +68,7 @@ class SegmentSource:
         else:
             with self._lock:
                 if self._fd is None:
-                    raise forgotten(self._content_id)
+                    raise MisuseError("this content was closed")
                 with storage_errors("read a blob file"):
                     data = self._state.fs.pread(self._fd, size, start)
         if len(data) != size or not hmac.compare_digest(leaf_hash(data), self._leaves[number]):
@@ -172,12 +172,13 @@ class DiskContentReader:
 
     def close(self) -> None:
         """Release the file. Idempotent."""
+        self._ended = self._ended or MisuseError("this content was closed")
         self._state.unregister(self._content_id, self)
         self._source.close()
 
-    def cut_off(self) -> None:
-        """Forgetting: release the file; later reads raise ForgottenError. Any thread."""
-        self._ended = forgotten(self._content_id)
+    def cut_off(self, reason: VaultError) -> None:
+        """Release the file; later reads raise the reason. Any thread."""
+        self._ended = reason
         self._source.close()
 
     def _fail(self, error: VaultError) -> None:

@@ -90,10 +90,10 @@ class DiskContentWriter:
         if self._sink is not None:
             self._sink.abort()
 
-    def cut_off(self) -> None:
-        """Forgetting: drop everything; later calls raise ForgottenError. Any thread."""
+    def cut_off(self, reason: VaultError) -> None:
+        """Drop everything; later calls raise the reason. Any thread."""
         if self._ended is None:
-            self._ended = forgotten(self._content_id)
+            self._ended = reason
             if self._sink is not None:
                 self._sink.abort()
 

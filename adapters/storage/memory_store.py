@@ -229,6 +229,7 @@ class MemoryContentReader:
         self._rest: memoryview | None = memoryview(data)
         self._length = length
         self._left = length
+        self._closed = False
 
     @property
     def length(self) -> int:
@@ -237,6 +238,8 @@ class MemoryContentReader:
 
     def read(self) -> bytes:
         """Return the next piece; b"" at the end. Raises DamagedContentError, ForgottenError."""
+        if self._closed:
+            raise MisuseError("this content was closed")
         while self._rest is not None:
             self._store.check_not_gone(self._content_id)
             if len(self._rest):
@@ -252,7 +255,7 @@ class MemoryContentReader:
 
     def close(self) -> None:
         """Nothing more comes. Idempotent."""
-        self._rest = None
+        self._closed = True
 
 
 class MemoryCiphertextReceiver:

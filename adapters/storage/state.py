@@ -17,7 +17,7 @@ from walytis_vault.adapters.storage.packs import PackFiles
 from walytis_vault.adapters.storage.replica import forgotten
 from walytis_vault.adapters.storage.slots import SlotFile
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
-from walytis_vault.domain.errors import StorageError
+from walytis_vault.domain.errors import StorageError, VaultError
 from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.ports import FileSystem, Randomness
 
@@ -28,8 +28,8 @@ HELPERS: Final = 4
 class Handle(Protocol):
     """An open reader or writer."""
 
-    def cut_off(self) -> None:
-        """Let go of the file at once; every later call raises ForgottenError. Any thread; bounded."""
+    def cut_off(self, reason: VaultError) -> None:
+        """Let go of the file at once; every later call raises the reason. Any thread; bounded."""
         ...
 
 
@@ -96,15 +96,15 @@ class StoreState:
                     del self._handles[content_id]
 
     def cut_off(self, content_id: ContentId) -> None:
-        """Cut off every open handle of a content."""
+        """Forgetting: cut off every open handle of a content."""
         with self._handles_lock:
             found = list(self._handles.get(content_id, ()))
         for handle in found:
-            handle.cut_off()
+            handle.cut_off(forgotten(content_id))
 
     def cut_off_all(self) -> None:
-        """Cut off every open handle."""
+        """Closing: cut off every open handle."""
         with self._handles_lock:
-            ids = list(self._handles)
-        for content_id in ids:
-            self.cut_off(content_id)
+            found = [handle for handles in self._handles.values() for handle in handles]
+        for handle in found:
+            handle.cut_off(StorageError("the content store is closed"))

@@ -75,6 +75,8 @@ def test_the_reader_tells_the_length_and_ends_for_good(store: ReplicaStore) -> N
     assert reader.read() == b""
     reader.close()
     reader.close()
+    with pytest.raises(MisuseError):
+        reader.read()
 
 
 def test_the_header_is_the_beginning_of_the_ciphertext(store: ReplicaStore) -> None:

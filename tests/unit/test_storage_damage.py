@@ -244,6 +244,28 @@ def test_garbage_in_place_of_a_file_gives_our_error(tmp_path: Path, name: str) -
         open_store(tmp_path)
 
 
+def test_closing_the_store_ends_what_is_under_way(tmp_path: Path) -> None:
+    """Readers and writers of a closed store are told so (and never that the content was forgotten)."""
+    store = open_store(tmp_path)
+    kept = put(store, os.urandom(3 * SEGMENT_BYTES))
+    s = kept.stored
+    reader = store.reader(s.content_id, author=AUTHOR, root=s.root, length=s.length, padded_length=s.padded_length)
+    assert reader.read()
+    small, large = store.writer(new_id(), author=AUTHOR), store.writer(new_id(), author=AUTHOR)
+    small.write(b"x")
+    large.write(bytes(2 * SEGMENT_BYTES))
+    store.close()
+    store.close()
+    for attempt in (reader.read, small.finish, large.finish, lambda: put(store, b"y")):
+        with pytest.raises(StorageError, match="closed"):
+            attempt()
+    again = open_store(tmp_path)
+    assert get(again, kept) == kept.data
+    assert again.usage().contents == 1
+    assert len(list((tmp_path / "content" / "blobs").iterdir())) == 1
+    again.close()
+
+
 def test_a_store_belongs_to_one_vault(tmp_path: Path) -> None:
     """A store is not opened for another vault."""
     open_store(tmp_path).close()
