@@ -24,6 +24,8 @@ from walytis_vault.projections.names import Dids
 from walytis_vault.projections.paging import order_bytes
 from walytis_vault.projections.store import Connection, Table, Value, one
 
+CHUNK: Final = 250
+"""Ids looked up in one statement (a count)."""
 EARLY: Final = 50_000
 """Contents remembered as expected (a count); with more, every publication is looked up."""
 
@@ -44,8 +46,8 @@ class Catalogue(View):
         self.query = CatalogueQuery(self)
         self._early: set[bytes] | None = None
         """Contents that something was said about before they arrived; None until it is looked up."""
-        self._new: dict[bytes, tuple[Value, ...]] = {}
-        self._sealed: list[tuple[Value, ...]] = []
+        self._new: dict[bytes, tuple[ev.ContentPublished, ev.Origin, int]] = {}
+        """Originals that nothing was said about before, collected to be written together."""
         self.handlers = {
             ev.ContentPublished: self._published,
             ev.ContentRetracted: self._toggled,
@@ -62,7 +64,7 @@ class Catalogue(View):
         marks = ", ".join("?" * len(ROWS.columns))
         self._insert = f"INSERT INTO {rows} ({COLUMNS}) VALUES ({marks})"
         self._by_id = f"SELECT {COLUMNS} FROM {rows} WHERE content_id = ?"
-        self._exists = f"SELECT 1 FROM {rows} WHERE content_id = ?"
+        self._exist = f"SELECT content_id FROM {rows} WHERE content_id IN "
         missing = f"NOT EXISTS (SELECT 1 FROM {rows} r WHERE r.content_id = e.content_id) LIMIT {EARLY + 1}"
         self._find_early = (
             f"SELECT content_id FROM {toggles} e WHERE {missing}",
@@ -92,20 +94,14 @@ class Catalogue(View):
         """See `View.roll_back`."""
         super().roll_back()
         self._early = None
-        self._new, self._sealed = {}, []
+        self._new = {}
         self.dids.roll_back()
         self.book.roll_back()
 
     def _published(self, connection: Connection, event: ev.ContentPublished, origin: ev.Origin, position: int) -> None:
         content_id = event.content_id
-        if (
-            event.revises is None
-            and not self._is_early(connection, content_id)
-            and content_id not in self._new
-            and one(connection.execute(self._exists, (content_id,))) is None
-        ):
-            self._new[content_id] = self._plain(connection, event, origin, position)
-            self._sealed.append((position, event.descriptor))
+        if event.revises is None and not self._is_early(connection, content_id) and content_id not in self._new:
+            self._new[content_id] = event, origin, position
             self.touch(content_id, position)
             return
         self._write_new(connection)
@@ -310,10 +306,22 @@ class Catalogue(View):
 
     def _write_new(self, connection: Connection) -> None:
         """Write what was collected, before anything looks at the rows."""
-        if self._new:
-            connection.executemany(self._insert, list(self._new.values()))
-            connection.executemany(self._seal, self._sealed)
-            self._new, self._sealed = {}, []
+        if not self._new:
+            return
+        new, self._new = self._new, {}
+        ids = list(new)
+        again: list[bytes] = []
+        for start in range(0, len(ids), CHUNK):
+            some = ids[start : start + CHUNK]
+            marks = ", ".join("?" * len(some))
+            again += [bytes(row[0]) for row in connection.execute(f"{self._exist}({marks})", some)]
+        twice = [new.pop(content_id) for content_id in again]
+        connection.executemany(self._insert, [self._plain(connection, *found) for found in new.values()])
+        connection.executemany(self._seal, [(position, event.descriptor) for event, _, position in new.values()])
+        for event, origin, position in twice:
+            known = self.load(connection, event.content_id)
+            if known is not None:
+                self._published_again(connection, event, origin, position, known)
 
     def flush(self, connection: Connection) -> None:
         """See `View.flush`."""
