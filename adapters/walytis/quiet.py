@@ -61,6 +61,7 @@ _LOGGER_NAMES: Final = (
     *(f"IPFS_TK.{n}" for n in ("Transm", "Conv", "File")),
 )
 logger = logging.getLogger("walytis_vault.upstream")
+logger.addHandler(logging.NullHandler())  # else warnings would go to stderr where nobody set logging up
 KUBO_LOG: Final = "kubo.log"
 """Kubo's library opens this in the working directory when it is loaded, writes several lines for each call, and
 never shortens it."""
