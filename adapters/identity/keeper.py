@@ -53,6 +53,7 @@ class IdentityKeeper:
         self._keys = parse_store_key(key)
         self._record = record
         self._device_store: Any = None
+        self._joined: Any = None
         self._host = GroupHost(folder, self._start_group)
 
     @classmethod
@@ -103,9 +104,12 @@ class IdentityKeeper:
             device = upstream.identities().DidManager.create(_store(folder / "device.json", keys.device))
             group = join(invitation, _store(folder / "group.json", keys.group), device, timeout=timeout)
             record = _Record(device_did=device.did, group_did=group.did)
-            group.terminate()
         replace_file(folder / _RECORD, msgspec.json.encode(record))
-        return cls(folder, key, record)
+        joined = cls(folder, key, record)
+        # To end it takes as long as joining the chains of all other members' DIDs, which nothing here needs:
+        # whoever ends the process next need not wait for that.
+        joined._joined, joined._device_store = group, device.key_store
+        return joined
 
     @classmethod
     def open(cls, folder: Path, key: bytes) -> IdentityKeeper:
@@ -204,7 +208,11 @@ class IdentityKeeper:
         self.close_stores()
 
     def close_stores(self) -> None:
-        """Release the key stores."""
+        """Release the key stores; after `join` that takes some 10 s."""
+        joined, self._joined = self._joined, None
+        if joined is not None:
+            with contextlib.suppress(Exception):
+                joined.terminate()
         if self._device_store is not None:
             with contextlib.suppress(Exception):
                 self._device_store.terminate()

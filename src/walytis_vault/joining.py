@@ -157,9 +157,7 @@ class _Joining:
         book.learn(self._code.peer_id, self._code.addresses)
         if not (self._home.bus / f"{LOCAL}.key").exists():
             add_client(self._home.bus, LOCAL)
-        with contextlib.suppress(VaultError):
-            identity.close()
-        runtime.stop()
+        runtime.stop()  # the identity is left as it is: closing it would take long, and the process ends now
         (self._home.path / "asked").unlink(missing_ok=True)
         return VaultConfig(
             format=HOME_FORMAT,
