@@ -1,4 +1,4 @@
-"""Forgetting: the state machine that destroys keys and bytes for ever (shared rules: docs/forgetting.md).
+"""Forgetting: the state machine that destroys keys and bytes for ever (docs/wire-format-content.md, "Blob files and packs").
 
 Mark (commit) -> overwrite key slots, fdatasync, read back -> unlink or overwrite ciphertext, fsync folder ->
 delete rows, checkpoint -> tombstone (commit). Each step may be repeated; the next start finishes what a

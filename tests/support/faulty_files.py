@@ -28,6 +28,7 @@ class FaultPlan:
         self.failed: list[str] = []
         self.on_call: Callable[[str], None] | None = None
         self._fail_at: int | None = None
+        self._fail_name: str | None = None
         self._error = 0
         self._capacity: tuple[Path, int] | None = None
         self._lock = threading.Lock()
@@ -39,12 +40,19 @@ class FaultPlan:
             self.failed.clear()
             self._fail_at, self._error = number, error
 
+    def fail_next(self, call: str, error: int) -> None:
+        """Let the next call of this name fail with this errno, once."""
+        with self._lock:
+            self.failed.clear()
+            self._fail_name, self._error = call, error
+
     def count_only(self) -> None:
         """Fail nothing; start counting anew."""
         with self._lock:
             self.calls.clear()
             self.failed.clear()
             self._fail_at = None
+            self._fail_name = None
             self._capacity = None
 
     def full_beyond(self, folder: Path, free: int) -> None:
@@ -58,7 +66,8 @@ class FaultPlan:
             self.calls.append(call)
             if self.on_call is not None:
                 self.on_call(call)
-            if self._fail_at is not None and number == self._fail_at:
+            if number == self._fail_at or call == self._fail_name:
+                self._fail_name = None
                 self.failed.append(call)
                 raise OSError(self._error, os.strerror(self._error))
             if growth > 0 and self._capacity is not None:

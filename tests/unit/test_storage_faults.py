@@ -18,7 +18,14 @@ from walytis_vault.domain.errors import ForgottenError, StorageError, StorageFul
 from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.limits import SEGMENT_BYTES
 
-ERRORS = [pytest.param(errno.ENOSPC, id="ENOSPC"), pytest.param(errno.EIO, id="EIO")]
+FULL, BROKEN = errno.ENOSPC, errno.EIO
+QUICK_AND_LONG = [
+    pytest.param(FULL, 900, id="full-small"),
+    pytest.param(BROKEN, 200_000, id="broken-large"),
+    pytest.param(BROKEN, 900, id="broken-small", marks=pytest.mark.long),
+    pytest.param(FULL, 200_000, id="full-large", marks=pytest.mark.long),
+]
+ERRORS = [pytest.param(BROKEN, id="broken"), pytest.param(FULL, id="full", marks=pytest.mark.long)]
 MOST_CALLS = 80
 
 
@@ -58,8 +65,7 @@ def each_call(
     raise AssertionError("the action never ran out of calls")
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("size", [900, 200_000])
+@pytest.mark.parametrize(("error", "size"), QUICK_AND_LONG)
 def test_publishing(tmp_path: Path, plan: FaultPlan, error: int, size: int) -> None:
     """Whichever call fails: finish raises our error or the content is there; all else stays; a restart agrees."""
     content_id = ContentId(os.urandom(16))
@@ -88,8 +94,7 @@ def test_publishing(tmp_path: Path, plan: FaultPlan, error: int, size: int) -> N
         again.close()
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("size", [900, 200_000])
+@pytest.mark.parametrize(("error", "size"), QUICK_AND_LONG)
 def test_forgetting(tmp_path: Path, plan: FaultPlan, error: int, size: int) -> None:
     """Whichever call fails: erase raises our error or is done; a restart finishes it; nothing else is touched."""
     victim: list[Kept] = []
@@ -187,11 +192,8 @@ def test_a_failed_fsync_ends_writing(tmp_path: Path, plan: FaultPlan, call: str)
     """After a failed fsync nothing is acknowledged any more, reading goes on, and a restart mends it."""
     store = open_store(tmp_path, fs=FaultyFileSystem(plan))
     kept = put(store, b"before")
-    plan.count_only()
     size = 100 if call != "fsync" else 200_000
-    put(store, bytes(size))
-    number = plan.calls.index(call)
-    plan.fail_call(number, errno.EIO)
+    plan.fail_next(call, errno.EIO)
     with pytest.raises(StorageError):
         put(store, bytes(size))
     assert plan.failed == [call]
