@@ -232,6 +232,21 @@ def test_an_event_that_cannot_be_decoded_is_parked(tmp_path: Path) -> None:
         assert sum(counts(host.query).values()) == 2
 
 
+def test_a_log_that_is_not_yet_readable_again_is_waited_for(tmp_path: Path) -> None:
+    """After a crash the log may show less for a moment: the views stay where they are and nothing is folded twice."""
+    log = MemoryLog()
+    log.add(history(6))
+    with hosting(tmp_path, log, views=[Counter]) as host:
+        host.catch_up()
+    shown = MemoryLog()
+    shown.add(history(4))
+    with hosting(tmp_path, shown, views=[Counter]) as host:
+        assert host.catch_up() == 6
+        shown.add(history(3, 4))
+        assert host.catch_up() == 7
+        assert sum(counts(host.query).values()) == 7
+
+
 def test_a_new_version_rebuilds_itself_at_start(tmp_path: Path) -> None:
     """A view whose version changed begins anew and leaves no old tables."""
     log = MemoryLog()
