@@ -1,8 +1,9 @@
-"""Forgetting: the state machine that destroys keys and bytes for ever (docs/wire-format-content.md, "Blob files and packs").
+"""Forgetting: the state machine that destroys keys and bytes for ever.
 
 Mark (commit) -> overwrite key slots, fdatasync, read back -> unlink or overwrite ciphertext, fsync folder ->
 delete rows, checkpoint -> tombstone (commit). Each step may be repeated; the next start finishes what a
 crash left. A full disk does not stop it: only the marks need space, and the ballast is given up for them.
+Specified in docs/wire-format-content.md, "Blob files and packs".
 """
 
 from __future__ import annotations
