@@ -150,7 +150,6 @@ class WalytisChain:
             Whether the block is known from now on; False when it waits for ancestors, which are asked for.
         Raises:
             UntrustedInputError: no valid block of this chain.
-            NotYetAvailableError: too many blocks wait for ancestors.
         """
         intake = intake_of(self._chain)
         if intake is None:

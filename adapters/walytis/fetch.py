@@ -17,7 +17,10 @@ from walytis_vault.adapters.walytis.block_store import BlockStore
 from walytis_vault.domain.errors import NotYetAvailableError, UntrustedInputError
 
 MAX_DOWNLOADS: Final = 16
-"""At once. One for a block that nobody has keeps its place until the process ends, or the block appears."""
+"""At once, among those that began less than `STALE_AFTER` seconds ago."""
+STALE_AFTER: Final = 60.0
+MAX_STALE: Final = 256
+"""Downloads of blocks that nobody seems to have: each waits in kubo until the process ends or the block appears."""
 
 
 class _Download:
@@ -25,6 +28,7 @@ class _Download:
 
     def __init__(self) -> None:
         self.done = threading.Event()
+        self.began = time.monotonic()
         self.data: bytes | None = None
         self.error = "no peer delivered it"
 
@@ -75,7 +79,8 @@ class Fetcher:
             running = self._running.get(cid)
             if running is not None:
                 return running
-            if len(self._running) >= MAX_DOWNLOADS:
+            fresh = sum(time.monotonic() - d.began < STALE_AFTER for d in self._running.values())
+            if fresh >= MAX_DOWNLOADS or len(self._running) >= MAX_STALE:
                 raise NotYetAvailableError("too many blocks are being waited for: try again later")
             download = self._running[cid] = _Download()
         threading.Thread(target=self._run, args=(cid, download), name="fetch-block", daemon=True).start()

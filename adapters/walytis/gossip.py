@@ -30,6 +30,10 @@ MAX_MESSAGE: Final = 1 << 20
 """Bytes. Kubo's own limit is the same."""
 MAX_LEAVES: Final = 256
 """Ids that are looked at in one message."""
+MAX_ID_TEXT: Final = 90_000
+"""Characters of an id in a message: the longest id in base 64."""
+MAX_REMEMBERED: Final = 10_000
+"""Leaves that are remembered as told."""
 LEAF_MEMORY: Final = 20.0
 """Seconds for which a leaf that peers told counts as told, as upstream has it."""
 
@@ -75,8 +79,9 @@ def install(want: Callable[[Any, bytes], None]) -> None:
         except msgspec.MsgspecError:
             return
         texts = [told.block_id] if told.message == "New block!" else told.leaf_blocks[:MAX_LEAVES]
+        texts = [text for text in texts if 0 < len(text) <= MAX_ID_TEXT]
         self.lastcoms_time = datetime.now(UTC)
-        self.update_shared_leaf_blocks([text for text in texts if text])
+        self.update_shared_leaf_blocks(texts)
         for text in texts:
             try:
                 block_id = upstream.decode_bytes(text)
@@ -109,7 +114,8 @@ def update_shared_leaf_blocks(self: Any, leaf_blocks: list[str], already_locked:
             remembered[text] = now  # the newest stand last
         while remembered:
             oldest = next(iter(remembered))
-            if (now - remembered[oldest]).total_seconds() <= LEAF_MEMORY:
+            fresh = (now - remembered[oldest]).total_seconds() <= LEAF_MEMORY
+            if fresh and len(remembered) <= MAX_REMEMBERED:
                 break
             del remembered[oldest]
     finally:

@@ -20,7 +20,7 @@ import apsw
 from walytis_vault.adapters.walytis import block_ids, unixfs, upstream
 from walytis_vault.adapters.walytis.block_index import BlockIndex
 from walytis_vault.adapters.walytis.fetch import Fetcher
-from walytis_vault.domain.errors import NotYetAvailableError, UntrustedInputError, VaultError
+from walytis_vault.domain.errors import UntrustedInputError, VaultError
 from walytis_vault.domain.faults import fault
 
 WORKERS: Final = 4
@@ -30,7 +30,11 @@ MAX_WANTED: Final = 10_000
 """Named blocks that wait to be downloaded; the oldest are dropped, leaves are told again."""
 MAX_WAITING: Final = 250_000
 """Blocks that wait for ancestors."""
-MAX_WAITING_BYTES: Final = 4 << 30
+MAX_WAITING_BYTES: Final = 1 << 30
+EVICT: Final = 64
+"""Blocks that have waited longest and go, when the waiting room is full, for each that comes."""
+MAX_SHORT_ID: Final = 4096
+"""Bytes; honest ones have about 450."""
 RETRY: Final = 64
 """Missing ancestors that are asked for again with each tick (every 5 s)."""
 _SCHEMA: Final = """
@@ -38,6 +42,7 @@ CREATE TABLE IF NOT EXISTS waiting (
     key BLOB PRIMARY KEY, cid TEXT NOT NULL, file BLOB NOT NULL, missing INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS needs (parent BLOB NOT NULL, child BLOB NOT NULL, short BLOB NOT NULL,
     PRIMARY KEY (parent, child)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS needs_child ON needs (child);
 """
 
 
@@ -74,6 +79,8 @@ class Intake:
         """Get a block, and the ancestors that are missing, from peers. Returns at once."""
         short = block_ids.short_of(block_id)
         key = block_ids.key_of_short(short)
+        if len(short) > MAX_SHORT_ID:
+            return
         with self._lock:
             if key in self._wanted or key in self._in_work or key in self._index or self._waits(key):
                 return
@@ -203,7 +210,7 @@ class Intake:
         if self._waits(key):
             return
         if self._count >= MAX_WAITING or self._bytes + len(file_data) > MAX_WAITING_BYTES:
-            raise NotYetAvailableError("too many blocks wait for ancestors that nobody delivers")
+            self._evict()
         self._db.execute("BEGIN")
         self._db.execute("INSERT INTO waiting VALUES (?, ?, ?, ?)", (key, cid, file_data, len(missing)))
         for parent, short in missing.items():
@@ -216,6 +223,14 @@ class Intake:
         self._db.execute("DELETE FROM waiting WHERE key = ?", (key,))
         self._count -= 1
         self._bytes -= size
+
+    def _evict(self) -> None:
+        """Make room: what strangers invented never finds its ancestors, and goes first because it waits longest."""
+        for key, size in self._db.execute(
+            "SELECT key, length(file) FROM waiting ORDER BY rowid LIMIT ?", (EVICT,)
+        ).fetchall():
+            self._db.execute("DELETE FROM needs WHERE child = ?", (key,))
+            self._forget(bytes(key), int(size))
 
     def _waits(self, key: bytes) -> bool:
         return self._db.execute("SELECT 1 FROM waiting WHERE key = ?", (key,)).fetchone() is not None

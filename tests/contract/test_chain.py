@@ -168,3 +168,21 @@ def test_threads_may_append_at_once(new_chain: NewChain) -> None:
             assert found is not None
             front += found.parents
     assert {ref.key for ref in refs} <= reached
+
+
+def test_kubo_names_files_as_we_do(node: WalytisChild) -> None:
+    """The real node gives files of all sizes, also around its chunk size, the content ids that we compute."""
+    sizes = [0, 1, 10, 127, 128, 255, 256, 5000, 262143, 262144, 262145, 524288, 524289, 1 << 20, (1 << 20) + 9000]
+    named = node.call("run", module="support.kubo_actions", function="name_files", arguments={"sizes": sizes})
+    assert len(named) == len(sizes)
+    assert all(theirs == ours for theirs, ours in named)
+
+
+def test_invented_blocks_wait_in_bounded_room(node: WalytisChild) -> None:
+    """Blocks whose ancestors nobody has fill a bounded room, oldest out first, and the chain goes on."""
+    chain = node.create_chain(uuid.uuid4().hex)
+    arguments = {"chain_id": chain.chain_id, "count": 300}
+    waiting = node.call("run", module="support.kubo_actions", function="invent_blocks", arguments=arguments)
+    assert waiting <= 100
+    honest = chain.append(b"honest")
+    assert chain.leaves() == [honest]
