@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from walytis_vault.cli import content, forgetting, vault, views
+from walytis_vault.cli import content, forgetting, peers, vault, views
 from walytis_vault.cli.failure import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, complain
 from walytis_vault.cli.session import common_options
 
@@ -26,6 +26,7 @@ COMMANDS: tuple[click.Command, ...] = (
     *content.COMMANDS,
     *views.COMMANDS,
     *forgetting.COMMANDS,
+    *peers.COMMANDS,
 )
 
 

@@ -1,0 +1,154 @@
+"""Two members on two real nodes: join, replicate, fetch, forget by consent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.canaries import find_canaries
+from support.peer_nodes import Member, agree, eventually, found, join
+from walytis_vault import ForgottenError, MisuseError, VaultError
+from walytis_vault.node import join_vault
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Member, Member, str]]:
+    """A founder and a member that joined with a code, both running; and the code."""
+    folder = tmp_path_factory.mktemp("pair")
+    a = found(folder / "a")
+    b = Member(folder / "b")
+    try:
+        before = a.client.publish(b"from before the join", name="before").content_id
+        code = a.client.invite(expires=600)
+        join_vault(folder / "b", code)
+        b.start()
+        eventually(lambda: b.row(before), "the joined node knows what was published before")
+        yield a, b, code
+    finally:
+        b.stop()
+        a.stop()
+
+
+def test_both_logs_give_equal_views(pair: tuple[Member, Member, str]) -> None:
+    """Each sees what the other publishes, as members of one vault, and all views come out equal."""
+    a, b, _ = pair
+    from_a, from_b = (m.client.publish(b"mine", name="mine").content_id for m in (a, b))
+    eventually(lambda: b.row(from_a) and a.row(from_b), "each sees the other's content")
+    assert [m.did for m in a.client.members()] == [m.did for m in b.client.members()] == [a.did, b.did]
+    agree(a, b)
+    assert a.client.status().peers == (b.did,)
+    assert b.client.audit()["ok"]
+
+
+def test_contents_are_fetched_on_request_and_small_ones_before(pair: tuple[Member, Member, str]) -> None:
+    """A small content comes by itself with its name; a large one when it is asked for, byte for byte."""
+    a, b, _ = pair
+    small, large = secrets.token_bytes(3000), secrets.token_bytes(5 << 20)
+    first = a.client.publish(small, name="small one").content_id
+    second = a.client.publish(large, name="large one").content_id
+    row = eventually(lambda: (r := b.row(first)) and r.state == "available" and r, "the small content came")
+    assert row.name == "small one"
+    assert eventually(lambda: b.row(second), "the large content is known").state == "pending"
+    assert b.client.request(second) == large
+    assert b.client.request(first) == small
+    assert b.row(second).name == "large one"
+
+
+def test_forgetting_waits_for_all_and_leaves_nothing_on_either_disk(pair: tuple[Member, Member, str]) -> None:
+    """A proposal is open until the other consents; then both erase and say so, and no trace is on either disk."""
+    a, b, _ = pair
+    secret, name = secrets.token_bytes(32), secrets.token_hex(16)
+    content_id = a.client.publish(secret * 50, name=name).content_id
+    eventually(lambda: (r := b.row(content_id)) and r.state == "available", "the content came")
+    ballot_id = b.client.forget(content_id, reason="no longer needed").ballot_id
+    assert eventually(lambda: a.ballot(ballot_id), "the other sees the ballot").state == "open"
+    assert a.client.request(content_id) == secret * 50
+    assert a.client.consent(ballot_id).state == "carried"
+    for member in (a, b):
+        row = eventually(lambda m=member: (r := m.ballot(ballot_id)) and len(r.receipts) == 2 and r, "two receipts")  # type: ignore[misc]
+        assert row.state == "carried"
+        with pytest.raises(ForgottenError):
+            member.client.request(content_id)
+        assert find_canaries(member.home, {"content": secret, "name": name.encode()}) == []
+    agree(a, b)
+
+
+def test_a_refusal_ends_a_ballot(pair: tuple[Member, Member, str]) -> None:
+    """When the other refuses, the content stays readable on both nodes."""
+    a, b, _ = pair
+    content_id = a.client.publish(b"keep me").content_id
+    ballot_id = a.client.forget(content_id).ballot_id
+    eventually(lambda: b.ballot(ballot_id), "the other sees the ballot")
+    assert b.client.refuse(ballot_id, reason="still needed").state == "refused"
+    eventually(lambda: (r := a.ballot(ballot_id)) and r.state == "refused", "the proposer sees the refusal")
+    assert a.client.request(content_id) == b.client.request(content_id) == b"keep me"
+
+
+def test_a_code_admits_once(pair: tuple[Member, Member, str], tmp_path: Path) -> None:
+    """A used code, a mutilated one and none at all are refused with the reason, and nothing is left."""
+    _, _, code = pair
+    with pytest.raises(MisuseError, match="used already"):
+        join_vault(tmp_path / "again", code)
+    with pytest.raises(MisuseError, match="no invitation code"):
+        join_vault(tmp_path / "cut", code[:-7])
+    with pytest.raises(VaultError):
+        join_vault(tmp_path / "none", "")
+    assert [p.name for folder in tmp_path.iterdir() for p in folder.iterdir()] == ["node.lock"]
+
+
+def test_members_that_were_off_catch_up(pair: tuple[Member, Member, str]) -> None:
+    """A node that was off when something was published and forgotten shows the same views when it is back."""
+    a, b, _ = pair
+    content_id = a.client.publish(b"to be forgotten while one is off").content_id
+    eventually(lambda: (r := b.row(content_id)) and r.state == "available", "the content came")
+    ballot_id = b.client.forget(content_id).ballot_id
+    eventually(lambda: a.ballot(ballot_id), "the other sees the ballot")
+    b.stop()
+    meanwhile = a.client.publish(b"meanwhile", name="meanwhile").content_id
+    assert a.client.consent(ballot_id).state == "carried"
+    b.start()
+    for member in (a, b):
+        eventually(lambda m=member: (r := m.ballot(ballot_id)) and len(r.receipts) == 2, "two receipts")  # type: ignore[misc]
+    eventually(lambda: (r := b.row(meanwhile)) and r.state == "available", "what was published meanwhile came")
+    with pytest.raises(ForgottenError):
+        b.client.request(content_id)
+    agree(a, b)
+
+
+@pytest.mark.long
+def test_three_members_and_a_removal(tmp_path: Path) -> None:
+    """With three: a ballot that waits for a removed member carries, and the removed gets and says nothing more."""
+    members: list[Member] = []
+    try:
+        members.append(a := found(tmp_path / "a"))
+        members.append(b := join(tmp_path / "b", a))
+        members.append(c := join(tmp_path / "c", a))
+        eventually(lambda: len(b.client.status().peers) == 2, "the second finds the third")
+        content_id = c.client.publish(b"for all three").content_id
+        for member in (a, b):
+            eventually(lambda m=member: (r := m.row(content_id)) and r.state == "available", "the content came")  # type: ignore[misc]
+        agree(a, b, c)
+        ballot_id = a.client.forget(content_id).ballot_id
+        eventually(lambda: b.ballot(ballot_id), "the second sees the ballot")
+        assert b.client.consent(ballot_id).state == "open"
+        gone = c.did
+        a.client.remove(gone)
+        for member in (a, b):
+            eventually(lambda m=member: m.ballot(ballot_id).state == "carried", "the ballot carries without it")  # type: ignore[misc]
+        after = a.client.publish(b"after the removal").content_id
+        eventually(lambda: (r := b.row(after)) and r.state == "available", "the members go on")
+        eventually(lambda: not c.client.status().peers, "nobody talks to the removed any more")
+        with pytest.raises(VaultError):
+            c.client.publish(b"from the removed")
+        with pytest.raises(VaultError):
+            c.client.request(after)
+        assert [m.state for m in a.client.members() if m.did == gone] == ["removed"]
+        agree(a, b)
+        assert a.client.audit()["ok"]
+        assert b.client.audit()["ok"]
+    finally:
+        for member in members:
+            member.stop()
