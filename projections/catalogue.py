@@ -272,7 +272,7 @@ class Catalogue(View):
         self._write(connection, new)
         if new.forgetting == 2:
             connection.execute(self._unseal, (stored.position,))  # the name goes as soon as the ballot carried
-        self.query.search.forget([stored.content_id] if new.forgetting == 2 else [])
+            self.query.search.forget([stored.content_id])
         self.touch(stored.content_id, position)
 
     def _write(self, connection: Connection, row: Stored) -> None:

@@ -342,7 +342,7 @@ class CatalogueQuery:
 
     def _row(self, stored: Stored, opened: Opened | None, revisions: int) -> CatalogueRow:
         state = self.state_of(stored)
-        if state == "forgotten":
+        if state == "forgotten" and opened is not None:
             opened = None  # a key that is gone opens nothing, whatever memory still held
             self.search.forget([stored.content_id])
         return CatalogueRow(

@@ -77,7 +77,12 @@ class Search:
     def __init__(self, unseal: Unseal, capacity: int = CAPACITY) -> None:
         self._unseal = unseal
         self._capacity = capacity
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        """Held briefly, for changes of the indexes."""
+        self._catching = threading.Lock()
+        """Held while many descriptors are opened."""
+        self._forgets = 0
+        """How often something was forgotten: what was opened meanwhile is not to be kept unseen."""
         self._opened: dict[bytes, Opened] = {}
         self._labels: dict[str, set[bytes]] = {}
         self._media: dict[str, set[bytes]] = {}
@@ -91,24 +96,28 @@ class Search:
 
     def open(self, content_id: bytes, sealed: bytes | None) -> Opened | None:
         """The descriptor of a content, from memory or opened now; None when it cannot be opened."""
-        with self._lock:
-            known = self._opened.get(content_id)
+        known = self._opened.get(content_id)
         if known is not None or sealed is None:
             return known
-        descriptor = self._unseal(content_id, sealed)
-        if descriptor is None:
-            return None
-        name, labels = descriptor.name, tuple(descriptor.labels)
-        text = "\n".join(t for t in (name, *labels) if t).casefold()
-        opened = Opened(name, descriptor.media_type, labels, descriptor.length, text)
-        self._keep(content_id, opened)
-        return opened
+        while True:
+            forgets = self._forgets
+            descriptor = self._unseal(content_id, sealed)
+            if descriptor is None:
+                return None
+            name, labels = descriptor.name, tuple(descriptor.labels)
+            text = "\n".join(t for t in (name, *labels) if t).casefold()
+            opened = Opened(name, descriptor.media_type, labels, descriptor.length, text)
+            if self._keep(content_id, opened, forgets):
+                return opened
 
-    def _keep(self, content_id: bytes, opened: Opened) -> None:
+    def _keep(self, content_id: bytes, opened: Opened, forgets: int) -> bool:
+        """Keep it, unless something was forgotten since it was opened: then False, and it is to be opened again."""
         with self._lock:
+            if forgets != self._forgets:
+                return False
             if len(self._opened) >= self._capacity:
                 self.full = True
-                return
+                return True
             self._opened[content_id] = opened
             self._closed.pop(content_id, None)
             for label in opened.labels:
@@ -117,10 +126,12 @@ class Search:
                 self._media.setdefault(opened.media_type, set()).add(content_id)
             if opened.name is not None:
                 self._names.setdefault(opened.name, set()).add(content_id)
+            return True
 
     def forget(self, contents: Iterable[bytes]) -> None:
         """Drop everything known of these contents."""
         with self._lock:
+            self._forgets += 1
             for content_id in contents:
                 self._closed.pop(content_id, None)
                 opened = self._opened.pop(content_id, None)
@@ -130,13 +141,6 @@ class Search:
                     _discard(self._labels, label, content_id)
                 _discard(self._media, opened.media_type, content_id)
                 _discard(self._names, opened.name, content_id)
-
-    def clear(self) -> None:
-        """Drop everything."""
-        with self._lock:
-            for kept in (self._opened, self._labels, self._media, self._names, self._closed):
-                kept.clear()
-            self.seen, self.full = 0, False
 
     def catch_up(
         self,
@@ -149,10 +153,11 @@ class Search:
             more: position -> the next (position, content id, sealed), empty at the end.
             sealed_of: position -> sealed descriptor.
         """
-        with self._lock:
-            waiting = list(self._closed.items())[:RETRIES]
+        with self._catching:
+            with self._lock:
+                waiting = list(self._closed.items())[:RETRIES]
             for content_id, position in waiting:
-                del self._closed[content_id]
+                self._closed.pop(content_id, None)
                 sealed = sealed_of(position)
                 if sealed is not None and self.open(content_id, sealed) is None:
                     self._closed[content_id] = position  # to the back of the queue

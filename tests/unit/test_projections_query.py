@@ -287,6 +287,20 @@ def test_a_full_search_memory_still_answers() -> None:
     assert search.open(content(1), None) is None
 
 
+def test_what_is_forgotten_while_it_is_opened_is_not_kept() -> None:
+    """A name that was opened just before the key was destroyed does not stay in memory."""
+    keys = {content(1): Opened("name", None, (), 5, "name")}
+
+    def unseal(content_id: bytes, _sealed: bytes) -> Opened | None:
+        found = keys.pop(content_id, None)
+        search.forget([content_id])  # the erasure runs between opening and keeping
+        return found
+
+    search = Search(unseal)
+    assert search.open(content(1), b"sealed") is None
+    assert search.candidates(Wanted(name="name")) == frozenset()
+
+
 def test_search_in_a_catalogue_beyond_memory(world: World) -> None:
     """Filters on sealed fields give the same rows when memory holds only some."""
     wanted = world.numbers(label="tens-3")
