@@ -12,6 +12,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,7 +181,7 @@ def test_files_and_streams_go_in_and_out(client: Client, tmp_path: Path) -> None
     assert buffer.getvalue() == b"from a stream"
 
 
-MISTAKES: dict[str, tuple[Callable[[Client], object], type[VaultError] | tuple[type[VaultError], ...]]] = {
+MISTAKES: dict[str, tuple[Callable[[Any], object], type[VaultError] | tuple[type[VaultError], ...]]] = {
     "an unknown content": (lambda c: c.request("00" * 16), UnknownIdError),
     "no id": (lambda c: c.request("not an id"), MisuseError),
     "a number for an id": (lambda c: c.request(12), MisuseError),
