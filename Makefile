@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 REAP := $(BIN)/python tests/support/reap.py
+# Test files run side by side; each starts nodes of its own.
+JOBS ?= 2
 PYTEST_ARGS ?=
 FILES ?=
 BENCH ?= $(wildcard benchmarks/*.py)
@@ -43,7 +45,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test-fast: $(STAMP)
-	$(REAP) --limit 480 $(BIN)/python -m pytest -m 'not long' $(PYTEST_ARGS)
+	$(REAP) --limit 480 $(BIN)/python -m pytest -m 'not long' -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-long: $(STAMP)
 	$(REAP) --limit 7200 $(BIN)/python -m pytest -m long -o timeout=1800 $(PYTEST_ARGS)
