@@ -66,6 +66,8 @@ class OpenCall(Call, frozen=True, kw_only=True, tag="open"):
     limit: Offset = 0
     """First credit: bytes up to here may be sent."""
     timeout_ms: Milliseconds
+    bulk: bool = False
+    """The client has a connection to the bulk socket."""
 
 
 class SubscribeCall(Call, frozen=True, kw_only=True, tag="subscribe"):
@@ -89,6 +91,8 @@ class PublishCall(Call, frozen=True, kw_only=True, tag="publish"):
     inline: bool
     size: Offset | None = None
     """Bytes that will come, when known; the node compares."""
+    bulk: bool = False
+    """The client has a connection to the bulk socket."""
 
 
 class RetractCall(Call, frozen=True, kw_only=True, tag="retract"):

@@ -63,9 +63,10 @@ class Desk:
     def request_key(self, peer: Peer, message: Header, call: c.AnyCall) -> RequestKey:
         """What identifies the effect of a request."""
         body = message.body
-        if isinstance(call, c.PublishCall) and call.options.expires_ms is not None:
+        if isinstance(call, c.PublishCall) and (call.bulk or call.options.expires_ms is not None):
             # A span from now is another moment in each repetition of the call: it does not make another request.
-            body = encode(replace(call, options=replace(call.options, expires_ms=0)))
+            # Nor does the way that the data takes.
+            body = encode(replace(call, bulk=False, options=replace(call.options, expires_ms=0)))
         digest = hashlib.sha256(len(body).to_bytes(8, "big") + body)
         digest.update(message.data)
         return RequestKey(client=peer.entry.name, request_id=message.id, digest=digest.digest())

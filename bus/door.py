@@ -19,18 +19,17 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import zmq
-from zmq.utils import z85
 
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.protocol import NO_ID, BusLimits, Header, Kind, failure, header, pack, split
+from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import BusKeys, ClientEntry
 from walytis_vault.bus.wake import Wake
+from walytis_vault.bus.zap import ZAP_DOMAIN, Zap
 from walytis_vault.domain.errors import TransportError, UntrustedInputError, VaultError
 
 _log = logging.getLogger(__name__)
 
-ZAP_DOMAIN: Final = b"walytis-vault"
-_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 _BURST: Final = 64
 """Messages that are read before replies get their turn."""
 _STRIKES: Final = 16
@@ -45,10 +44,23 @@ _RETRY: Final = 0.01
 class Peer:
     """One connection. Touched by the door's thread only."""
 
-    __slots__ = ("blocked_since", "entry", "fd", "gone", "heard", "inflight", "requests", "rid", "strikes", "waiting")
+    __slots__ = (
+        "blocked_since",
+        "bulk",
+        "entry",
+        "fd",
+        "gone",
+        "heard",
+        "inflight",
+        "requests",
+        "rid",
+        "strikes",
+        "waiting",
+    )
 
-    def __init__(self, rid: bytes, entry: ClientEntry, fd: int, now: float) -> None:
+    def __init__(self, rid: bytes, entry: ClientEntry, fd: int, now: float, *, bulk: bool = False) -> None:
         self.rid = rid
+        self.bulk = bulk
         self.entry = entry
         self.fd = fd
         self.heard = now
@@ -65,6 +77,9 @@ class Listener(Protocol):
 
     def on_message(self, peer: Peer, message: Header) -> None:
         """A well-formed message of an admitted client. May raise VaultError, which becomes the reply."""
+
+    def on_bulk(self, message: Header, connect: Callable[[ClientEntry], Peer]) -> None:
+        """A message from the bulk socket: of nobody, until its stream's key says otherwise. May raise VaultError."""
 
     def on_gone(self, peer: Peer) -> None:
         """The connection is no more."""
@@ -86,21 +101,24 @@ class Door:
         self.limits = limits
         self._clients = clients
         self._peers: dict[bytes, Peer] = {}
-        self._blocked: dict[bytes, Peer] = {}
+        self._bulk_peers: dict[bytes, Peer] = {}
+        self._blocked: dict[int, Peer] = {}
         self._posted: deque[Callable[[], None]] = deque()
         self._wake = Wake()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
         self._context = zmq.Context(io_threads=2)
-        # The ZAP socket must exist before anything is bound: without it libzmq would let anyone in.
-        self._zap = self._context.socket(zmq.REP)
-        self._zap.linger = 0
-        self._zap.bind(_ZAP_ENDPOINT)
+        self._zap = Zap(self._context, clients)
         self._router = self._context.socket(zmq.ROUTER)
-        self._configure(self._router, keys)
+        self._bulk: zmq.Socket[bytes] | None = None
+        self._configure(self._router)
+        self._router.curve_server = True
+        self._router.curve_secretkey = keys.secret.encode()
+        self._router.zap_domain = ZAP_DOMAIN
+        self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
-    def _configure(self, router: zmq.Socket[bytes], keys: BusKeys) -> None:
+    def _configure(self, router: zmq.Socket[bytes]) -> None:
         router.linger = 0
         router.sndhwm = 256
         router.rcvhwm = 64
@@ -111,10 +129,6 @@ class Door:
         router.handshake_ivl = 5000
         router.heartbeat_ivl = 10_000
         router.heartbeat_timeout = 30_000
-        router.curve_server = True
-        router.curve_secretkey = keys.secret.encode()
-        router.zap_domain = ZAP_DOMAIN
-        router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
     def bind(self, endpoint: str) -> str:
         """Listen; returns what was bound (a wildcard port is filled in). Raises TransportError."""
@@ -123,6 +137,20 @@ class Door:
         except zmq.ZMQError as e:
             raise TransportError(f"cannot listen on {endpoint}: {e.strerror or e}") from e
         return str(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    def bind_bulk(self, endpoint: str) -> None:
+        """Listen for connections that carry sealed data. Raises TransportError."""
+        self._bulk = self._context.socket(zmq.ROUTER)
+        self._configure(self._bulk)
+        try:
+            self._bulk.bind(endpoint)
+        except zmq.ZMQError as e:
+            raise TransportError(f"cannot listen on {endpoint}: {e.strerror or e}") from e
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether there is a bulk socket."""
+        return self._bulk is not None
 
     def start(self, listener: Listener) -> None:
         """Begin to serve."""
@@ -175,7 +203,7 @@ class Door:
                 return
             if not peer.waiting:
                 peer.blocked_since = time.monotonic()
-                self._blocked[peer.rid] = peer
+                self._blocked[id(peer)] = peer
             peer.waiting.append(parts)
 
     def cut(self, peer: Peer, why: str) -> None:
@@ -190,8 +218,10 @@ class Door:
         self._gone(peer)
 
     def _try(self, peer: Peer, parts: list[bytes | memoryview], *, probe: bool = False) -> bool:
+        router = self._bulk if peer.bulk else self._router
+        assert router is not None
         try:
-            self._router.send_multipart([peer.rid, *parts], zmq.NOBLOCK)
+            router.send_multipart([peer.rid, *parts], zmq.NOBLOCK)
         except zmq.ZMQError as e:
             if e.errno == zmq.EAGAIN:
                 return probe
@@ -207,15 +237,19 @@ class Door:
             return
         peer.gone = True
         peer.waiting.clear()
-        self._blocked.pop(peer.rid, None)
-        self._peers.pop(peer.rid, None)
+        self._blocked.pop(id(peer), None)
+        peers = self._bulk_peers if peer.bulk else self._peers
+        if peers.get(peer.rid) is peer:
+            del peers[peer.rid]
         if self._listener is not None:
             self._listener.on_gone(peer)
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
-        poller.register(self._zap, zmq.POLLIN)
+        poller.register(self._zap.socket, zmq.POLLIN)
+        if self._bulk is not None:
+            poller.register(self._bulk, zmq.POLLIN)
         poller.register(self._wake.fileno(), zmq.POLLIN)
         next_tick = time.monotonic() + _TICK
         while not self._stopping:
@@ -226,10 +260,12 @@ class Door:
                 self._wake.clear()
                 for _ in range(len(self._posted)):
                     self._posted.popleft()()
-                if self._zap in ready:
-                    self._admit()
+                if self._zap.socket in ready:
+                    self._zap.answer()
                 if self._router in ready:
                     self._receive()
+                if self._bulk in ready:
+                    self._receive_bulk()
                 if self._blocked:
                     self._flush()
                 now = time.monotonic()
@@ -288,41 +324,51 @@ class Door:
                 if peer.strikes >= _STRIKES:
                     self.cut(peer, "it keeps sending malformed messages")
 
+    def _receive_bulk(self) -> None:
+        """Nobody is known here: what is not understood, or of no stream, is dropped without an answer."""
+        assert self._bulk is not None
+        assert self._listener is not None
+        for _ in range(_BURST):
+            try:
+                frames = self._bulk.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            rid = frames[0].bytes
+            if len(frames) > 4 or len(rid) != _OWN_RID or rid[0]:
+                continue
+            with contextlib.suppress(VaultError):
+                parts = [f.buffer for f in frames[1:]]
+                message = split(parts, body_cap=256, data_cap=self.limits.chunk + TAG_BYTES)
+                fd = _fd(frames[-1])
+                self._listener.on_bulk(message, lambda entry, rid=rid, fd=fd: self._bulk_peer(rid, entry, fd))  # type: ignore[misc]
+
+    def _bulk_peer(self, rid: bytes, entry: ClientEntry, fd: int) -> Peer:
+        peer = self._bulk_peers.get(rid)
+        if peer is not None and peer.entry.public_key != entry.public_key:
+            self._gone(peer)
+            peer = None
+        if peer is None:
+            peer = self._bulk_peers[rid] = Peer(rid, entry, fd, time.monotonic(), bulk=True)
+        return peer
+
     def _flush(self) -> None:
         for peer in list(self._blocked.values()):
             while peer.waiting and self._try(peer, peer.waiting[0]):
                 peer.waiting.popleft()
                 peer.blocked_since = time.monotonic()
             if not peer.waiting:
-                self._blocked.pop(peer.rid, None)
+                self._blocked.pop(id(peer), None)
 
     def _tick(self, now: float) -> None:
-        if self._clients.refresh():
-            for peer in list(self._peers.values()):
-                if self._clients.by_key(peer.entry.public_key) is None:
-                    self.cut(peer, "its key was revoked")
+        self._clients.refresh()
+        for peer in [*self._peers.values(), *self._bulk_peers.values()]:
+            if self._clients.by_key(peer.entry.public_key) is None:
+                self.cut(peer, "its key was revoked")
         for peer in list(self._blocked.values()):
             if now - peer.blocked_since > self.limits.stalled:
                 self.cut(peer, "it takes nothing")
         if self._listener is not None:
             self._listener.on_tick(now)
-
-    def _admit(self) -> None:
-        """Answer libzmq's questions who may connect (ZAP, RFC 27)."""
-        for _ in range(_BURST):
-            try:
-                parts = self._zap.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            request_id = parts[1] if len(parts) > 1 else b""
-            entry = None
-            if len(parts) == 7 and parts[0] == b"1.0" and parts[5] == b"CURVE" and len(parts[6]) == 32:
-                self._clients.refresh()
-                entry = self._clients.by_key(z85.encode(parts[6]).decode())
-            if entry is None:
-                self._zap.send_multipart([b"1.0", request_id, b"400", b"not admitted", b"", b""])
-            else:
-                self._zap.send_multipart([b"1.0", request_id, b"200", b"OK", entry.public_key.encode(), b""])
 
 
 def _fd(frame: zmq.Frame) -> int:

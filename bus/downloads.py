@@ -16,7 +16,9 @@ from walytis_vault.bus.calls import OpenCall
 from walytis_vault.bus.door import Door, Peer
 from walytis_vault.bus.errors import shield
 from walytis_vault.bus.pool import FairPool
-from walytis_vault.bus.protocol import CREDIT, Credit, Header, Kind, Length, Opened, Place, Pong, decode
+from walytis_vault.bus.protocol import ATTACH, CREDIT, GONE, Credit, Header, Kind, Length, Opened, Place, Pong, decode
+from walytis_vault.bus.sealing import Seal, new_key
+from walytis_vault.bus.security import ClientEntry
 from walytis_vault.bus.service import VaultService
 from walytis_vault.domain.errors import MisuseError, VaultError
 from walytis_vault.domain.ports import ContentReader
@@ -37,7 +39,13 @@ class Download:
         self.sent = call.offset
         self.received = call.offset
         self.limit = call.limit
-        self.ready: deque[memoryview] = deque()
+        self.ready: deque[tuple[int, bytes | memoryview]] = deque()
+        """Bytes of content, and what to send for them."""
+        self.seal: Seal | None = None
+        self.bulk_key = b""
+        self.bulk: Peer | None = None
+        self.produced = call.offset
+        """How far the worker has read."""
         self.busy = True
         self.ended = False
         self.dead = False
@@ -54,6 +62,7 @@ class Downloads:
         self._budget = budget
         self._streams: dict[tuple[bytes, bytes], Download] = {}
         self._starved: dict[tuple[bytes, bytes], Download] = {}
+        self._sealed: dict[bytes, Download] = {}
 
     def count(self, name: str) -> int:
         """Downloads that a client key has open."""
@@ -64,7 +73,7 @@ class Downloads:
         stream = self._streams.get((peer.rid, stream_id))
         if stream is not None:
             if stream.length >= 0:
-                self._door.send(peer, Kind.OPENED, stream_id, Opened(length=stream.length))
+                self._announce(stream)
             return
         stream = self._streams[peer.rid, stream_id] = Download(peer, stream_id, call)
         self._pool.submit(peer.rid, lambda: self._open(stream))
@@ -82,15 +91,48 @@ class Downloads:
             while skip and (piece := reader.read()):
                 first = piece[skip:]
                 skip -= min(skip, len(piece))
-            self._door.post(lambda: self._opened(stream, length, first))
+            if call.bulk and self._door.has_bulk and length - call.offset >= self._door.limits.bulk_least:
+                stream.bulk_key = new_key()
+                stream.seal = Seal(stream.bulk_key, stream.id)
+            ready = self._cut(stream, first)
+            self._door.post(lambda: self._opened(stream, length, ready))
 
-    def _opened(self, stream: Download, length: int, first: bytes) -> None:
+    def _cut(self, stream: Download, piece: bytes) -> list[tuple[int, bytes | memoryview]]:
+        """What to send for a piece: sealed in chunks for the bulk socket, as it is for the other. On a worker."""
+        offset = stream.produced
+        stream.produced += len(piece)
+        view = memoryview(piece)
+        if stream.seal is None:
+            return [(len(piece), view)] if piece else []
+        chunk = self._door.limits.chunk
+        parts = ((offset + at, view[at : at + chunk]) for at in range(0, len(piece), chunk))
+        return [(len(part), stream.seal.seal(at, part)) for at, part in parts]
+
+    def _opened(self, stream: Download, length: int, ready: list[tuple[int, bytes | memoryview]]) -> None:
         stream.length = length
         stream.busy = False
-        if first:
-            stream.ready.append(memoryview(first))
-        self._door.send(stream.peer, Kind.OPENED, stream.id, Opened(length=length))
+        stream.ready.extend(ready)
+        if stream.dead:
+            self._close(stream)
+            return
+        if stream.seal is not None and self._sealed.setdefault(stream.id, stream) is not stream:
+            self._fail(stream, MisuseError("this stream id is in use: make ids at random"))
+            return
+        self._announce(stream)
         self._pump(stream)
+
+    def _announce(self, stream: Download) -> None:
+        body = Opened(length=stream.length, bulk_key=stream.bulk_key)
+        self._door.send(stream.peer, Kind.OPENED, stream.id, body)
+
+    def on_bulk(self, message: Header, connect: Callable[[ClientEntry], Peer]) -> None:
+        """ATTACH on the bulk socket: whoever proves to have a stream's key gets its data."""
+        stream = self._sealed.get(message.id)
+        if stream is None or stream.seal is None or stream.bulk is not None:
+            return
+        if stream.seal.proves(decode(ATTACH, message.body).proof):
+            stream.bulk = connect(stream.peer.entry)
+            self._pump(stream)
 
     def on_message(self, peer: Peer, message: Header) -> bool:
         """Handle a message if it belongs to a download; False if there is none of that id."""
@@ -133,22 +175,9 @@ class Downloads:
         """Send what is ready as far as credit goes; then have more read."""
         if stream.dead:
             return
-        chunk = self._door.limits.chunk
         while stream.ready:
-            allowed = self._allowed(stream)
-            if allowed <= 0:
+            if not self._send_next(stream):
                 return
-            piece = stream.ready[0]
-            part = piece[: min(len(piece), chunk, allowed)]
-            self._budget.take(stream.peer, len(part))
-            self._door.send(stream.peer, Kind.CHUNK, stream.id, Place(offset=stream.sent), part)
-            if stream.dead:
-                return
-            stream.sent += len(part)
-            if len(part) == len(piece):
-                stream.ready.popleft()
-            else:
-                stream.ready[0] = piece[len(part) :]
         if stream.ended or stream.busy:
             return
         if stream.sent == stream.length:
@@ -160,10 +189,34 @@ class Downloads:
             size = min(allowed, _BATCH)
             self._pool.submit(stream.peer.rid, lambda: self._read(stream, size))
 
-    def _allowed(self, stream: Download) -> int:
+    def _send_next(self, stream: Download) -> bool:
+        """Send one chunk of what is ready; False when that must wait. A sealed one goes whole or not at all."""
+        size, data = stream.ready[0]
+        peer = stream.peer
+        if stream.seal is None:
+            size = min(size, self._door.limits.chunk, self._allowed(stream))
+            if size <= 0:
+                return False
+            part = data[:size]
+        else:
+            if stream.bulk is None or self._allowed(stream, size) < size:
+                return False
+            peer, part = stream.bulk, data
+        self._budget.take(stream.peer, size)
+        self._door.send(peer, Kind.CHUNK, stream.id, Place(offset=stream.sent), part)
+        if stream.dead:
+            self._budget.give(stream.peer, size)
+            return False
+        stream.sent += size
+        rest = stream.ready.popleft()
+        if rest[0] > size:
+            stream.ready.appendleft((rest[0] - size, rest[1][size:]))
+        return True
+
+    def _allowed(self, stream: Download, least: int = 1) -> int:
         allowed = min(stream.limit, stream.received + self._door.limits.window) - stream.sent
         room = self._budget.room(stream.peer)
-        if allowed > 0 and room <= 0:
+        if allowed >= least > room:
             self._starved[stream.peer.rid, stream.id] = stream
         return min(allowed, room)
 
@@ -174,22 +227,22 @@ class Downloads:
             while not stream.dead:
                 piece = reader.read()
                 size -= len(piece)
-                if not piece or size <= 0:
-                    self._door.post(lambda piece=piece: self._have(stream, piece, last=True))  # type: ignore[misc]
+                last = not piece or size <= 0
+                ready = self._cut(stream, piece)
+                self._door.post(lambda ready=ready, last=last: self._have(stream, ready, last=last))  # type: ignore[misc]
+                if last:
                     return
-                self._door.post(lambda piece=piece: self._have(stream, piece, last=False))  # type: ignore[misc]
         if stream.dead:
             self._close(stream)
 
-    def _have(self, stream: Download, piece: bytes, *, last: bool) -> None:
+    def _have(self, stream: Download, ready: list[tuple[int, bytes | memoryview]], *, last: bool) -> None:
         stream.busy = not last
         if stream.dead:
             if last:
                 self._close(stream)
             return
-        if piece:
-            stream.ready.append(memoryview(piece))
-        elif stream.sent + sum(map(len, stream.ready)) < stream.length:
+        stream.ready.extend(ready)
+        if not ready and stream.sent + sum(size for size, _ in stream.ready) < stream.length:
             self._fail(stream, VaultError("the content ended early: run `walytis-vault audit --read-data`"))
             return
         self._pump(stream)
@@ -217,6 +270,8 @@ class Downloads:
         if self._streams.pop(key, None) is not None:
             self._budget.give(stream.peer, stream.sent - stream.received)
         self._starved.pop(key, None)
+        if self._sealed.get(stream.id) is stream:
+            del self._sealed[stream.id]
         stream.dead = True
         stream.ready.clear()
         if not stream.busy:
@@ -228,8 +283,10 @@ class Downloads:
             self._pool.submit(stream.peer.rid, _closer(reader))
 
     def on_gone(self, peer: Peer) -> None:
-        """Drop the downloads of a connection."""
-        for stream in [s for s in self._streams.values() if s.peer is peer]:
+        """Drop the downloads of a connection; say so on the other one, if it was the one for bulk."""
+        for stream in [s for s in self._streams.values() if peer in (s.peer, s.bulk)]:
+            if stream.peer is not peer:
+                self._door.send(stream.peer, Kind.ERROR, stream.id, GONE)
             self._drop(stream)
         self._feed_starved()
 
@@ -238,7 +295,7 @@ class Downloads:
         for stream in list(self._streams.values()):
             if not stream.busy and now - stream.touched > self._door.limits.idle:
                 if stream.sent > stream.received:
-                    self._door.cut(stream.peer, "it takes nothing of a download")
+                    self._door.cut(stream.bulk or stream.peer, "it takes nothing of a download")
                 self._drop(stream)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from walytis_vault.bus.security import Z85Key, make_private_folder, read_private
 from walytis_vault.domain.errors import AlreadyRunningError, MisuseError, NoNodeError, StorageError
 
 SOCKET_NAME: Final = "node.ipc"
+BULK_NAME: Final = "bulk.ipc"
 ENDPOINT_NAME: Final = "endpoint.json"
 _PATH_LIMIT: Final = 107
 """Bytes of a Unix socket's path, without the NUL (Linux)."""
@@ -32,6 +33,8 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     server_key: Z85Key
     pid: int
     version: int = 1
+    bulk: str | None = None
+    """Where the data of large streams may go, sealed: `ipc://` and an absolute path."""
 
 
 class Address:
@@ -136,5 +139,5 @@ def read_record(folder: Path) -> EndpointRecord:
         return msgspec.json.decode(read_private(folder / ENDPOINT_NAME), type=EndpointRecord)
     except FileNotFoundError as e:
         raise NoNodeError(hint) from e
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise NoNodeError(f"{folder / ENDPOINT_NAME} is damaged; {hint}") from e

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from walytis_vault.bus.calls import Call, OpenCall, SubscribeCall
+from walytis_vault.bus.calls import Call, OpenCall, PublishCall, SubscribeCall
 from walytis_vault.bus.link import ClosedError, Link, reported
 from walytis_vault.bus.messages import Change
 from walytis_vault.bus.protocol import (
@@ -28,6 +28,7 @@ from walytis_vault.bus.protocol import (
     PONG,
     SPAN,
     STREAM_GONE,
+    Attach,
     Credit,
     Header,
     Kind,
@@ -38,11 +39,15 @@ from walytis_vault.bus.protocol import (
     pack,
     raised,
 )
-from walytis_vault.domain.errors import MisuseError, TimedOutError, UntrustedInputError, VaultError
+from walytis_vault.bus.sealing import TAG_BYTES, Seal
+from walytis_vault.domain.errors import MisuseError, TimedOutError, TransportError, UntrustedInputError, VaultError
 
 _REPEAT: Final = 1.0
 _REPEAT_MOST: Final = 5.0
 _KEEPALIVE: Final = 8.0
+_FALL_BACK: Final = 3.0
+"""Seconds without progress on the bulk socket after which data comes on the other."""
+_Sealed = tuple[Seal, int, bytes | memoryview]
 _SLOWEST: Final = 20 << 20
 """Bytes per second at which the slowest disk makes an upload durable."""
 _NOTHING: Final = Nothing()
@@ -82,6 +87,9 @@ class CallExchange:
             self._link.end(self)
             self.fail(raised(reported(message)))
 
+    def on_bulk(self, message: Header) -> None:
+        """Calls have no data: ignored."""
+
     def on_tick(self, now: float) -> None:
         """Repeat it, under the same id, in case request or reply was lost; give up at the deadline."""
         if now >= self._deadline:
@@ -114,7 +122,10 @@ class DownloadExchange:
         self._credited = 0
         self._asked = 0.0
         self._ended = False
-        self._queue: SimpleQueue[memoryview | VaultError | None] = SimpleQueue()
+        self._queue: SimpleQueue[memoryview | _Sealed | VaultError | None] = SimpleQueue()
+        self._seal: Seal | None = None
+        self._no_bulk = False
+        self._whole = -1
 
     def start(self) -> None:
         """Begin. From any thread."""
@@ -129,6 +140,12 @@ class DownloadExchange:
         item = self._queue.get()
         if isinstance(item, VaultError):
             raise item
+        if isinstance(item, tuple):
+            seal, offset, data = item
+            try:
+                return memoryview(seal.open(offset, data))
+            except UntrustedInputError as e:
+                raise TransportError(f"{e}: request it again") from e
         return item
 
     def consumed(self, size: int) -> None:
@@ -163,11 +180,14 @@ class DownloadExchange:
     def on_connected(self) -> None:
         """Open at the first byte that is missing."""
         self._asked = time.monotonic()
+        self._seal = None
+        self._whole = -1
         call = OpenCall(
             content_id=self._content_id,
             offset=self._got,
             limit=self._consumed + self._link.limits.window,
             timeout_ms=min(86_400_000, int(self._timeout * 1000)),
+            bulk=self._link.has_bulk and not self._no_bulk,
         )
         self._link.send(Kind.REQUEST, self.id, call)
 
@@ -185,16 +205,21 @@ class DownloadExchange:
                 elif offset > self._got:
                     self._reopen()
             case Kind.OPENED:
-                length = decode(OPENED, message.body).length
-                if self.length is not None and self.length != length:
+                opened = decode(OPENED, message.body)
+                if self.length is not None and self.length != opened.length:
                     raise UntrustedInputError("the content changed its length")
-                self.length = length
+                self.length = opened.length
+                if opened.bulk_key and self._seal is None:
+                    self._seal = Seal(opened.bulk_key, self.id)
+                    self._link.send_bulk(Kind.ATTACH, self.id, Attach(proof=self._seal.proof()))
             case Kind.DONE:
                 length = decode(LENGTH, message.body).length
-                if length != self._got:
+                if length == self._got:
+                    self._finish(None)
+                elif self._seal is not None:
+                    self._whole = length  # the last data is on its way on the other socket
+                else:
                     self._reopen()
-                    return
-                self._finish(None)
             case Kind.ERROR:
                 body = reported(message)
                 if body.code == STREAM_GONE:
@@ -204,11 +229,27 @@ class DownloadExchange:
             case Kind.PONG:
                 pong = decode(PONG, message.body)
                 if pong.sent > self._got:
-                    self._reopen()  # the node sent more than came: something was lost
+                    # The node sent more than came: something was lost, or is on its way on the other socket.
+                    if self._seal is None or time.monotonic() - self._progress > _REPEAT:
+                        self._reopen()
                 elif pong.limit < self._consumed + self._link.limits.window:
                     self._credit()
             case _:
                 pass
+
+    def on_bulk(self, message: Header) -> None:
+        """Take sealed data, in order, once. It is opened on the consumer's thread."""
+        if message.kind is not Kind.CHUNK or self._seal is None:
+            return
+        offset = decode(PLACE, message.body).offset
+        size = len(message.data) - TAG_BYTES
+        if offset != self._got or size <= 0 or self._got + size > self._consumed + self._link.limits.window:
+            return  # what is missing is asked for when PONG shows it
+        self._progress = self._asked = time.monotonic()
+        self._got += size
+        self._queue.put((self._seal, offset, message.data))
+        if self._got == self._whole:
+            self._finish(None)
 
     def _finish(self, result: VaultError | None) -> None:
         self._ended = True
@@ -220,6 +261,10 @@ class DownloadExchange:
     def on_tick(self, now: float) -> None:
         """Ask how far it is when nothing comes; keep it alive when the consumer is slow."""
         waiting = self._got < self._consumed + self._link.limits.window
+        if self._seal is not None and waiting and now - self._progress > _FALL_BACK:
+            self._no_bulk = True
+            self._progress = now
+            self._reopen()
         if self._link.connected and now - self._asked > (_REPEAT if waiting else _KEEPALIVE):
             self._asked = now
             if self.length is None:
@@ -242,7 +287,7 @@ class RestartError(Exception):
 class UploadExchange:
     """A content on its way to the node. `write` and `finish` belong to one producer thread."""
 
-    def __init__(self, link: Link, call: Call, request_id: bytes, timeout: float) -> None:
+    def __init__(self, link: Link, call: PublishCall, request_id: bytes, timeout: float) -> None:
         self.id = request_id
         self.sent = False
         self.began = self._progress = time.monotonic()
@@ -258,6 +303,10 @@ class UploadExchange:
         self._offset = 0
         self._ending = False
         self._asked = 0.0
+        self._seal: Seal | None = None
+        self._last_key = b""
+        self._call = call
+        self._no_bulk = False
 
     def start(self) -> None:
         """Begin. From any thread."""
@@ -285,10 +334,11 @@ class UploadExchange:
                 if self.future.done():
                     return
                 part = view[: min(self._limit - self._offset, self._link.limits.chunk)]
-                offset, attempt = self._offset, self._attempt
+                offset, attempt, seal = self._offset, self._attempt, self._seal
                 self._offset += len(part)
             view = view[len(part) :]
-            self._link.post(lambda o=offset, p=part, a=attempt: self._send(o, p, a))  # type: ignore[misc]
+            ready = part if seal is None else seal.seal(offset, part)
+            self._link.post(lambda o=offset, p=ready, a=attempt: self._send(o, p, a))  # type: ignore[misc]
 
     def finish(self) -> bytes:
         """All was written: wait for the reply. On the producer's thread. Raises as `write`."""
@@ -324,8 +374,12 @@ class UploadExchange:
         elif self._attempt != self._producing:
             raise RestartError
 
-    def _send(self, offset: int, data: memoryview, attempt: int) -> None:
-        if attempt == self._attempt:
+    def _send(self, offset: int, data: memoryview | bytes, attempt: int) -> None:
+        if attempt != self._attempt:
+            return
+        if isinstance(data, bytes):  # sealed
+            self._link.send_bulk(Kind.DATA, self.id, Place(offset=offset), data)
+        else:
             self._link.send(Kind.DATA, self.id, Place(offset=offset), data)
 
     def _end(self, offset: int, attempt: int) -> None:
@@ -339,8 +393,11 @@ class UploadExchange:
             if self._attempt == 1:
                 self._producing = 1
             self._limit = -1
+            self._seal = None
             self._condition.notify_all()
         self._asked = self._progress = time.monotonic()
+        bulk = self._link.has_bulk and not self._no_bulk
+        self._parts = pack(Kind.REQUEST, self.id, msgspec.structs.replace(self._call, bulk=bulk))
         self._link.send_parts(self._parts)
 
     def on_message(self, message: Header) -> None:
@@ -352,7 +409,12 @@ class UploadExchange:
             case Kind.OPENED:
                 opened = decode(OPENED, message.body)
                 self.content_id = opened.content_id
-                self._raise_limit(opened.limit)
+                if opened.bulk_key and opened.bulk_key != self._last_key:
+                    # A key that was used before is never used again: its nonces are spent.
+                    self._last_key = opened.bulk_key
+                    self._seal = Seal(opened.bulk_key, self.id)
+                if not opened.bulk_key or self._seal is not None:
+                    self._raise_limit(opened.limit)
             case Kind.GRANT:
                 self._raise_limit(decode(CREDIT, message.body).limit)
             case Kind.PONG:
@@ -374,6 +436,9 @@ class UploadExchange:
             case _:
                 pass
 
+    def on_bulk(self, message: Header) -> None:
+        """The node sends nothing for uploads there: ignored."""
+
     def _raise_limit(self, limit: int) -> None:
         with self._condition:
             self._limit = max(self._limit, limit)
@@ -382,6 +447,10 @@ class UploadExchange:
     def on_tick(self, now: float) -> None:
         """Ask when the node is silent; keep it alive when the producer is slow; give up at the timeout."""
         blocked = self._ending or self._offset >= self._limit
+        if self._seal is not None and not self._ending and blocked and now - self._progress > _FALL_BACK:
+            self._no_bulk = True
+            self._link.send(Kind.CANCEL, self.id, _NOTHING)
+            self.on_connected()
         if self._link.connected and now - self._asked > (_REPEAT if blocked else _KEEPALIVE):
             self._asked = now
             if self._limit < 0:
@@ -512,6 +581,9 @@ class SubscriptionExchange:
                     self.fail(raised(body))
             case _:
                 pass
+
+    def on_bulk(self, message: Header) -> None:
+        """Subscriptions have no data: ignored."""
 
     def on_tick(self, now: float) -> None:
         """Keep it alive, and find out whether something was lost."""

@@ -14,13 +14,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from walytis_vault.bus.endpoint import Address, EndpointRecord, read_record
+from walytis_vault.bus.endpoint import Address, EndpointRecord
 from walytis_vault.bus.protocol import FAILURE, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
 from walytis_vault.bus.security import ClientKey
 from walytis_vault.bus.wake import Wake
@@ -64,6 +63,9 @@ class Exchange(Protocol):
     def on_message(self, message: Header) -> None:
         """A message of this exchange. May raise UntrustedInputError."""
 
+    def on_bulk(self, message: Header) -> None:
+        """A message of this exchange's id from the bulk socket. May raise UntrustedInputError."""
+
     def on_tick(self, now: float) -> None:
         """Repeat or give up what takes too long."""
 
@@ -97,6 +99,7 @@ class Link:
         self._exchanges: dict[bytes, Exchange] = {}
         self._posted: deque[Callable[[], None]] = deque()
         self._unsent: deque[list[bytes | memoryview]] = deque()
+        self._unsent_bulk: deque[list[bytes | memoryview]] = deque()
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -104,7 +107,8 @@ class Link:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
-        self._address: Address | None = None
+        self._bulk: zmq.Socket[bytes] | None = None
+        self._addresses: list[Address] = []
         self._poller = zmq.Poller()
         self._connected = False
         self._ever = False
@@ -142,6 +146,18 @@ class Link:
             return
         if self._unsent or not self._try(parts):
             self._unsent.append(parts)
+
+    def send_bulk(self, kind: Kind, message_id: bytes, body: Any, data: bytes | None = None) -> None:
+        """Send on the bulk socket; without one nothing happens. On the link's thread."""
+        if self._bulk is not None:
+            parts = pack(kind, message_id, body, data)
+            if self._unsent_bulk or not _try(self._bulk, parts):
+                self._unsent_bulk.append(parts)
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether the node has a bulk socket."""
+        return self._bulk is not None
 
     @property
     def connected(self) -> bool:
@@ -209,6 +225,8 @@ class Link:
                 wait = min(wait, self._attempt_at - now)
         if self._socket is not None and self._connected:
             self._poller.modify(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
+        if self._bulk is not None:
+            self._poller.modify(self._bulk, zmq.POLLIN | (zmq.POLLOUT if self._unsent_bulk else 0))
         ready = dict(self._poller.poll(max(0, int(wait * 1000))))
         if self._wake is not None:
             self._wake.clear()
@@ -221,6 +239,11 @@ class Link:
                 self._receive()
             while self._unsent and self._try(self._unsent[0]):
                 self._unsent.popleft()
+        if self._bulk is not None and self._bulk in ready:
+            if ready[self._bulk] & zmq.POLLIN:
+                self._receive(bulk=True)
+            while self._bulk is not None and self._unsent_bulk and _try(self._bulk, self._unsent_bulk[0]):
+                self._unsent_bulk.popleft()
         now = time.monotonic()
         if now >= self._next_tick:
             self._next_tick = now + _TICK
@@ -239,7 +262,7 @@ class Link:
             record = self._find()
             key = self._key()
             address = Address(record.endpoint)
-            self._address = address
+            self._addresses.append(address)
             if not address.answers():
                 raise NoNodeError(f"no node answers at {record.endpoint}: start one with `walytis-vault serve`")
             self._open(address, record, key)
@@ -254,14 +277,9 @@ class Link:
     def _open(self, address: Address, record: EndpointRecord, key: ClientKey) -> None:
         assert self._context is not None
         s = self._socket = self._context.socket(zmq.DEALER)
-        s.linger = 0
-        s.sndhwm = 256
-        s.rcvhwm = 256
+        self._configure(s)
         s.maxmsgsize = self.limits.reply + 64
-        s.immediate = True
         s.reconnect_ivl = -1
-        s.heartbeat_ivl = 10_000
-        s.heartbeat_timeout = 30_000
         s.curve_serverkey = record.server_key.encode()
         s.curve_publickey = key.public_key.encode()
         s.curve_secretkey = key.secret_key.encode()
@@ -269,6 +287,22 @@ class Link:
         self._poller.register(self._monitor, zmq.POLLIN)
         self._poller.register(s, zmq.POLLIN)
         s.connect(address.zmq)
+        if record.bulk is not None:
+            bulk = Address(record.bulk)
+            self._addresses.append(bulk)
+            self._bulk = self._context.socket(zmq.DEALER)
+            self._configure(self._bulk)
+            self._bulk.maxmsgsize = self.limits.part
+            self._poller.register(self._bulk, zmq.POLLIN)
+            self._bulk.connect(bulk.zmq)
+
+    def _configure(self, s: zmq.Socket[bytes]) -> None:
+        s.linger = 0
+        s.sndhwm = 256
+        s.rcvhwm = 256
+        s.immediate = True
+        s.heartbeat_ivl = 10_000
+        s.heartbeat_timeout = 30_000
 
     def _watch(self) -> None:
         while self._monitor is not None:
@@ -299,6 +333,7 @@ class Link:
         self._why = why
         self._connected = False
         self._unsent.clear()
+        self._unsent_bulk.clear()
         self._drop_socket()
         self._attempt_at = now + self._retry_in
         self._retry_in = min(2 * self._retry_in, _RETRY_MOST)
@@ -322,28 +357,38 @@ class Link:
             with contextlib.suppress(zmq.ZMQError):
                 s.disable_monitor()
             s.close(0)
-        if self._address is not None:
-            self._address.close()
-            self._address = None
+        bulk, self._bulk = self._bulk, None
+        if bulk is not None:
+            self._poller.unregister(bulk)
+            bulk.close(0)
+        for address in self._addresses:
+            address.close()
+        self._addresses.clear()
 
     def _try(self, parts: list[bytes | memoryview]) -> bool:
-        if self._socket is None:
-            return True
-        try:
-            self._socket.send_multipart(parts, zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
+        return self._socket is None or _try(self._socket, parts)
 
-    def _receive(self) -> None:
+    def _receive(self, *, bulk: bool = False) -> None:
         for _ in range(_BURST):
-            if self._socket is None:
+            socket = self._bulk if bulk else self._socket
+            if socket is None:
                 return
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self.incoming([f.buffer for f in frames])
+            if bulk:
+                self.incoming_bulk([f.buffer for f in frames])
+            else:
+                self.incoming([f.buffer for f in frames])
+
+    def incoming_bulk(self, parts: list[memoryview]) -> None:
+        """Handle one message of the bulk socket, where nothing is to be believed before its seal proves it."""
+        with contextlib.suppress(VaultError):
+            message = split(parts, body_cap=256, data_cap=self.limits.part)
+            exchange = self._exchanges.get(message.id)
+            if exchange is not None:
+                exchange.on_bulk(message)
 
     def incoming(self, parts: list[memoryview]) -> None:
         """Handle one message of the node. On the link's thread; tests lose and repeat messages here."""
@@ -382,11 +427,14 @@ class Link:
             self._wake.close()
 
 
+def _try(socket: zmq.Socket[bytes], parts: list[bytes | memoryview]) -> bool:
+    try:
+        socket.send_multipart(parts, zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    return True
+
+
 def reported(message: Header) -> Failure:
     """The body of an ERROR."""
     return decode(FAILURE, message.body)
-
-
-def finder(folder: Path) -> Callable[[], EndpointRecord]:
-    """Look a node up by its `bus` folder."""
-    return lambda: read_record(folder)

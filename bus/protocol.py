@@ -34,6 +34,7 @@ class Kind(IntEnum):
     END = 0x04
     CANCEL = 0x05
     PING = 0x06
+    ATTACH = 0x07
     REPLY = 0x81
     ERROR = 0x82
     OPENED = 0x83
@@ -63,6 +64,8 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Largest body of a message to a client."""
     page: int = 512 << 10
     """A page of rows or changes is made smaller when it would become larger than this."""
+    bulk_least: int = 1 << 20
+    """Smaller streams do not use the bulk socket."""
     window: int = 8 << 20
     """Unacknowledged bytes of one download."""
     upload_window: int = 4 << 20
@@ -143,6 +146,14 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     length: Offset = 0
     content_id: str = ""
     limit: Offset = 0
+    bulk_key: Annotated[bytes, Meta(max_length=32)] = b""
+    """Not empty: the stream's data goes over the bulk socket, sealed under this key."""
+
+
+class Attach(Body, frozen=True, kw_only=True):
+    """ATTACH, on the bulk socket: proves to know a download's key."""
+
+    proof: Annotated[bytes, Meta(max_length=16)]
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,10 +258,13 @@ def raised(body: Failure) -> VaultError:
 STREAM_GONE: Final = "stream-gone"
 """Code for a message about a stream that the node does not have (any more). Clients begin a new one."""
 
+GONE: Final = Failure(code=STREAM_GONE, message="the node has no such stream (any more)")
+
 CREDIT: Final = msgspec.msgpack.Decoder(Credit)
 PLACE: Final = msgspec.msgpack.Decoder(Place)
 LENGTH: Final = msgspec.msgpack.Decoder(Length)
 NOTHING: Final = msgspec.msgpack.Decoder(Nothing)
+ATTACH: Final = msgspec.msgpack.Decoder(Attach)
 FAILURE: Final = msgspec.msgpack.Decoder(Failure)
 OPENED: Final = msgspec.msgpack.Decoder(Opened)
 SPAN: Final = msgspec.msgpack.Decoder(Span)

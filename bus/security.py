@@ -165,7 +165,7 @@ def load_key(path: Path) -> ClientKey:
         raise MisuseError(f"there is no client key {path}: make one with `walytis-vault client add`") from e
     try:
         return msgspec.json.decode(data, type=ClientKey)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise MisuseError(f"{path} is not a client key file") from e
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from walytis_vault.bus.desk import Desk
 from walytis_vault.bus.door import Door, Peer
 from walytis_vault.bus.downloads import Downloads
 from walytis_vault.bus.endpoint import (
+    BULK_NAME,
     Address,
     EndpointRecord,
     ipc_endpoint,
@@ -30,8 +32,8 @@ from walytis_vault.bus.endpoint import (
 )
 from walytis_vault.bus.feed import Feed
 from walytis_vault.bus.pool import FairPool
-from walytis_vault.bus.protocol import NOTHING, STREAM_GONE, BusLimits, Failure, Header, Kind, Pong, decode
-from walytis_vault.bus.security import BusKeys, bus_keys, make_private_folder
+from walytis_vault.bus.protocol import GONE, NOTHING, BusLimits, Header, Kind, Pong, decode
+from walytis_vault.bus.security import BusKeys, ClientEntry, bus_keys, make_private_folder
 from walytis_vault.bus.service import VaultService
 from walytis_vault.bus.uploads import Uploads
 from walytis_vault.domain.errors import BusyError, MisuseError
@@ -72,6 +74,7 @@ class BusServer:
         self._run_id = secrets.token_hex(8)
         self._door: Door | None = None
         self._address: Address | None = None
+        self._bulk_address: Address | None = None
         self._pools: dict[c.Lane, FairPool] = {}
         self.endpoint = ""
 
@@ -94,9 +97,12 @@ class BusServer:
                 bound = door.bind(wanted if address is None else address.zmq)
                 if address is not None and address.path is not None:
                     os.chmod(address.path, 0o600)
+                bulk = self._bind_bulk(door, address)
                 self.endpoint = wanted if address is not None and address.path is not None else bound
                 self._assemble(door)
-                record = EndpointRecord(endpoint=self.endpoint, server_key=self._keys.public, pid=os.getpid())
+                record = EndpointRecord(
+                    endpoint=self.endpoint, server_key=self._keys.public, pid=os.getpid(), bulk=bulk
+                )
                 write_record(self._folder, record)
             except BaseException:
                 door.close(_CLOSE_DOOR)
@@ -109,6 +115,17 @@ class BusServer:
         door.start(self)
         _log.info("bus: serving %s", self.endpoint)
         return self.endpoint
+
+    def _bind_bulk(self, door: Door, address: Address | None) -> str | None:
+        """The second socket, for the data of large streams; only where no stranger reaches it."""
+        if address is None or address.path is None:
+            return None
+        self._bulk_address = bulk = Address(f"ipc://{self._folder.absolute() / BULK_NAME}")
+        prepare_socket(bulk)
+        door.bind_bulk(bulk.zmq)
+        if bulk.path is not None:
+            os.chmod(bulk.path, 0o600)
+        return bulk.endpoint
 
     def _assemble(self, door: Door) -> None:
         limits = self._limits
@@ -143,11 +160,12 @@ class BusServer:
         door.close(_CLOSE_DOOR)
         self._uploads.close()
         self._downloads.close()
-        if self._address is not None:
-            if self._address.path is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._address.path)
-            self._address.close()
+        for address in (self._address, self._bulk_address):
+            if address is not None:
+                if address.path is not None:
+                    with contextlib.suppress(OSError):
+                        os.unlink(address.path)
+                address.close()
 
     def __enter__(self) -> BusServer:
         """Start."""
@@ -190,8 +208,14 @@ class BusServer:
         if message.kind is Kind.PING and not any(message.id):
             door.send(peer, Kind.PONG, message.id, Pong(node=self._run_id))
         elif message.kind is not Kind.CANCEL:
-            body = Failure(code=STREAM_GONE, message="the node has no such stream (any more)")
-            door.send(peer, Kind.ERROR, message.id, body)
+            door.send(peer, Kind.ERROR, message.id, GONE)
+
+    def on_bulk(self, message: Header, connect: Callable[[ClientEntry], Peer]) -> None:
+        """For the door: a message from the bulk socket."""
+        if message.kind is Kind.ATTACH:
+            self._downloads.on_bulk(message, connect)
+        elif message.kind is Kind.DATA:
+            self._uploads.on_bulk(message)
 
     def _request(self, peer: Peer, message: Header) -> None:
         call = decode(c.CALL, message.body)

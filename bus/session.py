@@ -119,7 +119,8 @@ class Session:
         record = read_record(self._folder)
         if self._endpoint is None:
             return record
-        return msgspec.structs.replace(record, endpoint=self._endpoint)
+        bulk = record.bulk if self._endpoint == record.endpoint else None
+        return msgspec.structs.replace(record, endpoint=self._endpoint, bulk=bulk)
 
     def _key(self) -> ClientKey:
         name = self._key_name

@@ -17,11 +17,17 @@ from walytis_vault.bus.errors import shield
 from walytis_vault.bus.messages import Published, RequestKey
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import LENGTH, PLACE, Credit, Header, Kind, Opened, Pong, decode
+from walytis_vault.bus.sealing import TAG_BYTES, Seal, new_key
 from walytis_vault.bus.service import PublishSession, VaultService
 from walytis_vault.domain.errors import BusyError, ConflictError, MisuseError, TransportError, VaultError
 
+_SMALL_MOST = 256
 _JOIN = 32 << 10
 """Data smaller than this is copied behind the piece before it, so that tiny parts cannot pile up."""
+
+
+Sealed = tuple[int, "bytes | memoryview"]
+"""Offset and sealed data."""
 
 
 class Upload:
@@ -34,7 +40,10 @@ class Upload:
         self.key = key
         self.session: PublishSession | None = None
         self.state: Literal["opening", "open", "ending", "committing", "dead"] = "opening"
-        self.pieces: list[bytes | bytearray | memoryview] = []
+        self.pieces: list[bytes | bytearray | memoryview | Sealed] = []
+        self.seal: Seal | None = None
+        self.bulk_key = b""
+        self.end: int | None = None
         self.received = 0
         self.written = 0
         self.limit = 0
@@ -54,6 +63,7 @@ class Uploads:
         self._uploads: dict[tuple[str, bytes], Upload] = {}
         self._starved: dict[tuple[str, bytes], Upload] = {}
         self._dying: set[Upload] = set()
+        self._sealed: dict[bytes, Upload] = {}
 
     def count(self, name: str) -> int:
         """Uploads that a client key has open."""
@@ -91,12 +101,19 @@ class Uploads:
             self._abort(upload)
             return
         upload.state = "open"
+        size = upload.call.size
+        if upload.call.bulk and self._door.has_bulk and (size is None or size >= self._door.limits.bulk_least):
+            upload.bulk_key = new_key()
+            upload.seal = Seal(upload.bulk_key, upload.id)
+            if self._sealed.setdefault(upload.id, upload) is not upload:
+                self._fail(upload, MisuseError("this request id is in use: make ids at random"))
+                return
         self._grant(upload)
         self._announce(upload)
 
     def _announce(self, upload: Upload) -> None:
         assert upload.session is not None
-        body = Opened(content_id=upload.session.content_id, limit=upload.limit)
+        body = Opened(content_id=upload.session.content_id, limit=upload.limit, bulk_key=upload.bulk_key)
         self._door.send(upload.peer, Kind.OPENED, upload.id, body)
 
     def _grant(self, upload: Upload) -> bool:
@@ -120,17 +137,40 @@ class Uploads:
             self._fail(upload, e)
         return True
 
+    def on_bulk(self, message: Header) -> None:
+        """DATA on the bulk socket. Only what its seal proves is written; anything else ends the upload."""
+        upload = self._sealed.get(message.id)
+        if upload is None or upload.state != "open":
+            return
+        upload.touched = time.monotonic()
+        try:
+            offset = decode(PLACE, message.body).offset
+            size = len(message.data) - TAG_BYTES
+            self._check_data(upload, offset, size)
+            if size < _JOIN and len(upload.pieces) > _SMALL_MOST:
+                raise BusyError("too many small pieces at once: send larger ones")
+            upload.received += size
+            upload.pieces.append((offset, message.data))
+            if upload.received == upload.end:
+                upload.state = "ending"
+            self._pump(upload)
+        except VaultError as e:
+            self._fail(upload, e)
+
     def _handle(self, upload: Upload, message: Header) -> None:
         kind = message.kind
         if kind is Kind.DATA:
             self._data(upload, decode(PLACE, message.body).offset, message.data)
         elif kind is Kind.END:
             length = decode(LENGTH, message.body).length
-            if upload.state != "open" or length != upload.received:
+            # On the bulk socket the last data may be on its way still.
+            if upload.state != "open" or length < upload.received or (length > upload.received and not upload.seal):
                 raise TransportError(f"the upload ends at {length} and {upload.received} bytes came: publish again")
             if upload.call.size is not None and upload.call.size != length:
                 raise MisuseError(f"{length} bytes came and {upload.call.size} were announced: nothing was published")
-            upload.state = "ending"
+            upload.end = length
+            if upload.received == length:
+                upload.state = "ending"
             self._pump(upload)
         elif kind is Kind.PING:
             self._door.send(upload.peer, Kind.PONG, upload.id, Pong(sent=upload.received, limit=upload.limit))
@@ -142,10 +182,9 @@ class Uploads:
 
     def _data(self, upload: Upload, offset: int, data: bytes | memoryview) -> None:
         size = len(data)
-        if upload.state != "open" or offset != upload.received:
-            raise TransportError(f"data at {offset} where {upload.received} comes next: publish again")
-        if not size or offset + size > upload.limit:
-            raise BusyError(f"data beyond the granted {upload.limit} bytes: nothing was published")
+        self._check_data(upload, offset, size)
+        if upload.seal is not None:
+            raise MisuseError("the data of this upload goes over the bulk socket")
         upload.received += size
         last = upload.pieces[-1] if upload.pieces else None
         if size < _JOIN and isinstance(last, bytearray) and len(last) < self._door.limits.chunk:
@@ -153,6 +192,13 @@ class Uploads:
         else:
             upload.pieces.append(bytearray(data) if size < _JOIN else data)
         self._pump(upload)
+
+    @staticmethod
+    def _check_data(upload: Upload, offset: int, size: int) -> None:
+        if upload.state != "open" or offset != upload.received:
+            raise TransportError(f"data at {offset} where {upload.received} comes next: publish again")
+        if size <= 0 or offset + size > upload.limit:
+            raise BusyError(f"data beyond the granted {upload.limit} bytes: nothing was published")
 
     def _pump(self, upload: Upload) -> None:
         if upload.busy or upload.state == "dead":
@@ -166,12 +212,16 @@ class Uploads:
             upload.state = "committing"
             self._effects.submit(upload.peer.rid, lambda: self._commit(upload))
 
-    def _write(self, upload: Upload, pieces: list[bytes | bytearray | memoryview]) -> None:
+    def _write(self, upload: Upload, pieces: list[bytes | bytearray | memoryview | Sealed]) -> None:
         session = upload.session
         assert session is not None
         with shield(lambda e: self._door.post(lambda: self._failed(upload, e))):
             size = 0
-            for piece in pieces:
+            for given in pieces:
+                piece = given
+                if isinstance(piece, tuple):
+                    assert upload.seal is not None
+                    piece = upload.seal.open(*piece)
                 session.write(memoryview(piece))
                 size += len(piece)
             self._door.post(lambda: self._wrote(upload, size))
@@ -236,6 +286,8 @@ class Uploads:
         if self._uploads.get(name) is upload:
             del self._uploads[name]
         self._starved.pop(name, None)
+        if self._sealed.get(upload.id) is upload:
+            del self._sealed[upload.id]
         if upload.state != "dead":
             upload.state = "dead"
             self._budget.give(upload.peer, upload.limit - upload.written)

@@ -151,7 +151,7 @@ def test_a_download_without_credit_sends_nothing(world: World, raw: Raw) -> None
     content_id = world.service.pretend(1 << 40)
     stream = ident()
     raw.send(Kind.REQUEST, stream, OpenCall(content_id=content_id, limit=0, timeout_ms=1000))
-    assert raw.receive() == (Kind.OPENED, stream, {"length": 1 << 40, "content_id": "", "limit": 0})
+    assert raw.receive() == (Kind.OPENED, stream, {"length": 1 << 40, "content_id": "", "limit": 0, "bulk_key": b""})
     raw.send(Kind.PING, stream, Nothing())
     assert raw.receive()[0] is Kind.PONG
     raw.send(Kind.CREDIT, stream, Credit(received=0, limit=10))

@@ -1,0 +1,44 @@
+"""Answers libzmq's question who may connect (ZAP, RFC 27): public keys that are admitted, and nobody else.
+
+Polled by the door's thread. It must exist before anything is bound: without it libzmq would let anyone in.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import zmq
+from zmq.utils import z85
+
+from walytis_vault.bus.clients import ClientTable
+
+ZAP_DOMAIN: Final = b"walytis-vault"
+_ENDPOINT: Final = "inproc://zeromq.zap.01"
+_BURST: Final = 64
+
+
+class Zap:
+    """The authenticator of one context."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], clients: ClientTable) -> None:
+        self._clients = clients
+        self.socket = context.socket(zmq.REP)
+        self.socket.linger = 0
+        self.socket.bind(_ENDPOINT)
+
+    def answer(self) -> None:
+        """Answer what was asked."""
+        for _ in range(_BURST):
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            request_id = parts[1] if len(parts) > 1 else b""
+            entry = None
+            if len(parts) == 7 and parts[0] == b"1.0" and parts[5] == b"CURVE" and len(parts[6]) == 32:
+                self._clients.refresh()
+                entry = self._clients.by_key(z85.encode(parts[6]).decode())
+            if entry is None:
+                self.socket.send_multipart([b"1.0", request_id, b"400", b"not admitted", b"", b""])
+            else:
+                self.socket.send_multipart([b"1.0", request_id, b"200", b"OK", entry.public_key.encode(), b""])
