@@ -125,7 +125,7 @@ def decode_batch(content: bytes, limits: Limits = LIMITS) -> SignedBatch:
     raw_body = bytes(content[ENVELOPE_BYTES:])
     try:
         body = _body_decoder.decode(raw_body)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise UntrustedInputError(f"malformed batch: {e}") from e
     _check_shape(body, limits)
     return SignedBatch(

@@ -296,7 +296,7 @@ class ClosedEventTable:
             raise UntrustedInputError(f"{topic} of {len(payload)} bytes exceeds {LIMITS.event_payload}")
         try:
             return decoder.decode(payload)
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise UntrustedInputError(f"malformed {topic}: {e}") from e
 
     def pack(self, event: DCBEvent) -> tuple[str, bytes]:

@@ -74,7 +74,7 @@ def check(history: Iterable[ControlKeys], statement: bytes, certificate: bytes) 
     """Whether one of the recorded control keys certified the statement. Never raises on hostile bytes."""
     try:
         parsed = msgspec.msgpack.decode(certificate, type=Certificate, strict=True)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     if parsed.version != VERSION:
         return False

@@ -157,7 +157,7 @@ class GroupHost:
     def _read(self) -> _Issued:
         try:
             return msgspec.json.decode(read_text(self._path, limit=1 << 20) or "{}", type=_Issued)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return _Issued(expires={})
 
     def _write(self) -> None:

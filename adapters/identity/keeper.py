@@ -124,7 +124,7 @@ class IdentityKeeper:
             raise MisuseError(f"no identity in {folder}: create or join one first")
         try:
             record = msgspec.json.decode(text, type=_Record)
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise StorageError(f"{folder / _RECORD} is damaged: restore it from a backup") from e
         return cls(folder, key, record)
 

@@ -44,7 +44,7 @@ def parse_store_key(key: bytes) -> StoreKeys:
     """Read what `new_store_key` made. Raises MisuseError."""
     try:
         return msgspec.json.decode(key, type=StoreKeys, strict=True)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise MisuseError("not a key of an identity's key stores") from e
 
 

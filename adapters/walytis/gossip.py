@@ -76,7 +76,7 @@ def install(want: Callable[[Any, bytes], None]) -> None:
             return
         try:
             told = _decoder.decode(data)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         texts = [told.block_id] if told.message == "New block!" else told.leaf_blocks[:MAX_LEAVES]
         texts = [text for text in texts if 0 < len(text) <= MAX_ID_TEXT]

@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS contexts(context INTEGER PRIMARY KEY, batch_ids BLOB 
 CREATE TABLE IF NOT EXISTS blocks(
   number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, verdict TEXT NOT NULL, reason TEXT);
 CREATE TABLE IF NOT EXISTS epoch(only INTEGER PRIMARY KEY CHECK(only = 1), value INTEGER NOT NULL);
-INSERT OR IGNORE INTO epoch VALUES(1, 0);
+INSERT OR IGNORE INTO epoch VALUES(1, abs(random() % 1000000007));
 CREATE INDEX IF NOT EXISTS blocks_verdict ON blocks(verdict);
 CREATE TABLE IF NOT EXISTS waiting(missing BLOB NOT NULL, key BLOB NOT NULL, PRIMARY KEY(missing, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS replies(
@@ -380,7 +380,8 @@ class LogIndex:
             return list(connection.execute(sql, (*params, limit)))
 
     def epoch(self) -> int:
-        """Grows whenever events that readers may have seen became void, or count again."""
+        """Grows whenever events that readers may have seen became void, or count again. Begins at random, so that a
+        log that was made anew is told from the old one."""
         with self.database.read() as connection:
             (value,) = next(connection.execute("SELECT value FROM epoch"))
             return int(value)

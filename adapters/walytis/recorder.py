@@ -23,6 +23,7 @@ from eventsourcing.dcb.api import (
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.receipts import Appended, Receipt
 from walytis_vault.adapters.walytis.writer import LogWriter
+from walytis_vault.domain.forgetting import BY_DEPTH, History
 
 PAGE: Final = 500
 """Events read from the index at once."""
@@ -62,8 +63,10 @@ class LogReadResponse(DCBReadResponse):
 class LogRecorder(DCBRecorder):
     """The log, as eventsourcing sees it. Safe for many threads."""
 
-    def __init__(self, index: LogIndex, writer: LogWriter) -> None:
+    def __init__(self, index: LogIndex, writer: LogWriter, history: History = BY_DEPTH) -> None:
+        """`history` tells causes exactly, for those who decide on what this log holds."""
         self.index = index
+        self.history = history
         self._writer = writer
 
     def read(

@@ -227,7 +227,7 @@ def _read_state(home: Path) -> State | None:
     text = read_text(home / "walytis-index" / "state.json", limit=4096)
     try:
         return msgspec.json.decode(text or "", type=State)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

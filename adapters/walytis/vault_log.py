@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from walytis_vault.adapters.storage.database import Database
+from walytis_vault.adapters.walytis.history import LogHistory
 from walytis_vault.adapters.walytis.judge import Judge
 from walytis_vault.adapters.walytis.ledger import Ledger
 from walytis_vault.adapters.walytis.log_index import LogIndex
@@ -78,7 +79,7 @@ class VaultLog:
             local_begin=self.reconciler.local_begin,
             local_block=self.reconciler.local_block,
         )
-        self.recorder = LogRecorder(self.index, self.writer)
+        self.recorder = LogRecorder(self.index, self.writer, LogHistory(self.index, self.judge))
         self.chain = chain
 
     def start(self) -> None:

@@ -54,7 +54,7 @@ def audit_vault(log: VaultLog, store: DiskContentStore, *, read_data: bool) -> d
 
 
 def _fold(log: VaultLog) -> Contents:
-    state, mapper = Contents(), ev.ClosedMapper()
+    state, mapper = Contents(log.recorder.history), ev.ClosedMapper()
     topics = sorted(ev.PRODUCT_EVENTS.topics - {ev.KeyAnnounced.TOPIC})
     for found in log.recorder.read(DCBQuery(items=[DCBQueryItem(types=topics)])):
         recorded = mapper.to_domain_event(found.event)

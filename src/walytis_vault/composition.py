@@ -100,6 +100,7 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
         has_bytes=lambda content_id: store.has_bytes(ContentId(content_id)),
         erased=lambda content_id: store.erased(ContentId(content_id)),
         now_ms=clock.wall_ms,
+        history=log.recorder.history,
     )
     kinds, left_out = load_views()
     for problem in left_out:

@@ -99,7 +99,7 @@ class Home:
             raise MisuseError(f"no vault in {self.path}: make one with `walytis-vault init`, or `join` one")
         try:
             config = msgspec.json.decode(raw, type=VaultConfig)
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise StorageError(f"{self.path / _CONFIG} is damaged: restore it from a backup") from e
         if config.format != HOME_FORMAT:
             raise StorageError(f"{self.path} has format {config.format}: this version reads format {HOME_FORMAT}")

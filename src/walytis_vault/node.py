@@ -235,7 +235,7 @@ def _answer(
 def _decode(line: bytes) -> Answer:
     try:
         return msgspec.json.decode(line, type=Answer)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise TransportError("the node's process answered nonsense") from e
 
 

@@ -43,7 +43,7 @@ def read_state(log: LogRecorder, contents: Iterable[bytes] = (), ballots: Iterab
         if (more_contents, more_ballots) == (wanted_contents, wanted_ballots):
             break
         wanted_contents, wanted_ballots = more_contents, more_ballots
-    state = Contents()
+    state = Contents(log.history)
     published: dict[bytes, ev.ContentPublished] = {}
     reasons: dict[bytes, bytes] = {}
     for fact in recorded:

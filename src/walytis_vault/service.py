@@ -302,6 +302,8 @@ class NodeService:
             "eraser": self._eraser.last_error,
             **{f"view {name}": state.error for name, state in states.items()},
         }
+        details["rebuilding"] = {name: s.rebuilding for name, s in states.items() if s.rebuilding is not None}
+        details["parked"] = {name: s.parked for name, s in states.items() if s.parked}
         details["errors"] = {where: error for where, error in errors.items() if error}
         return Status(
             vault_id=self._config.vault_id,

@@ -12,6 +12,7 @@ from support.history import History, device
 from support.log_world import open_log
 from walytis_vault.adapters.storage.view_store import TemporaryViewStore
 from walytis_vault.adapters.walytis.memory_chain import MemoryNetwork
+from walytis_vault.projections.base import Local
 from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.plugins import OWN
 
@@ -24,7 +25,8 @@ def _hashes(
     genesis = replica.leaves()
     log = open_log(folder / name, replica, device("m0"), history.root)  # type: ignore[arg-type]
     store = TemporaryViewStore()
-    host = ProjectionHost(log.recorder, log.index, store, OWN, epoch=log.index.epoch)
+    local = Local(history=log.recorder.history)
+    host = ProjectionHost(log.recorder, log.index, store, OWN, local=local, epoch=log.index.epoch)
     log.ledger.on_voided(host.reset_all)
     host.start()
     chunk = random.Random(name).randrange(1, 9)
@@ -35,7 +37,7 @@ def _hashes(
         host.wait(log.index.horizon, timeout=20)
     host.close()
     # A rebuild after voided events may have been under way: the next start goes on where it was.
-    host = ProjectionHost(log.recorder, log.index, store, OWN, epoch=log.index.epoch)
+    host = ProjectionHost(log.recorder, log.index, store, OWN, local=local, epoch=log.index.epoch)
     host.catch_up()
     hashes = {view: state.hash for view, state in host.status().items()}
     host.rebuild()

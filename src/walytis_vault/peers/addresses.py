@@ -32,7 +32,7 @@ class AddressBook:
         try:
             raw = read_file(fs, path, limit=1 << 20)
             self._known: dict[str, Addresses] = dict(_decoder.decode(raw)) if raw else {}
-        except (VaultError, msgspec.MsgspecError):
+        except (VaultError, msgspec.MsgspecError, UnicodeDecodeError):
             self._known = {}
 
     def of(self, peer_id: str) -> Addresses:

@@ -159,7 +159,7 @@ class Admission:
     def _admit(self, door_key: bytes, request: p.Admit) -> Answered:
         try:
             keys = _keys.decode(request.keys)
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise UntrustedInputError("the newcomer's keys are malformed") from e
         if keys.member != keys.device or not keys.peer_id:
             raise UntrustedInputError("a newcomer joins with one device of its own")

@@ -122,7 +122,7 @@ class Invitations:
         raw = read_file(fs, path, limit=1 << 20)
         try:
             entries = msgspec.msgpack.decode(raw, type=list[Entry]) if raw else []
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise StorageError(f"{path} is damaged: remove it (open invitations are lost)") from e
         self._entries = {e.digest: e for e in entries}
 

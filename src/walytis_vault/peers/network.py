@@ -159,7 +159,11 @@ class PeerNetwork:
         for peer_id, theirs in known.items():
             if peer_id in members and peer_id != keys.peer_id:
                 self.book.learn(peer_id, theirs, hearsay=True)
-        if self._lacks(have):
+        with self._lock:
+            peer = self._peers.get(key_id_of_device(keys))
+            unanswered = peer is not None and peer.greeted_at is None and not peer.busy
+        # It is there after all, or it has what we lack.
+        if unanswered or self._lacks(have):
             self.greet_soon(keys)
 
     def greet_soon(self, keys: DeviceKeys) -> None:

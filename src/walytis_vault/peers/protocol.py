@@ -181,7 +181,7 @@ def read_request(frames: Sequence[bytes]) -> Request:
     """Decode what a peer asks. Raises UntrustedInputError."""
     try:
         return _requests.decode(frames[1])
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise UntrustedInputError("a peer's request is malformed") from e
 
 
@@ -189,7 +189,7 @@ def read_reply(frames: Sequence[bytes]) -> Reply:
     """Decode what a peer answers. Raises UntrustedInputError."""
     try:
         return _replies.decode(frames[1])
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise UntrustedInputError("a peer's reply is malformed") from e
 
 
