@@ -175,7 +175,7 @@ class BlockIndex:
 
     def _open(self) -> None:
         self._db: Any = _connection(self._path)
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "temp_store=MEMORY", "mmap_size=0", "cache_size=-8192"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "temp_store=MEMORY", "cache_size=-8192"):
             self._db.execute(f"PRAGMA {pragma}").fetchall()
         version = self._db.execute("PRAGMA user_version").fetchone()
         if version and version[0] == 0:

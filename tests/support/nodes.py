@@ -1,0 +1,78 @@
+"""Several real Walytis nodes in child processes for one test, and what tests wait for on them."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from support.walytis_child import RemoteChain, WalytisChild
+from walytis_vault.adapters.walytis import block_ids
+from walytis_vault.domain.ports import BlockRef
+
+WAIT = 30.0
+"""Seconds for anything that a test waits for."""
+
+
+class Nodes:
+    """Starts nodes, and kills those that still run when the test ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._children: list[WalytisChild] = []
+
+    def start(
+        self, name: str, *, mode: str = "loopback", peers: tuple[str, ...] = (), proven: bool = True
+    ) -> WalytisChild:
+        """Start a node with a home of this name, or start it again."""
+        child = WalytisChild(self.folder / name, mode=mode, peers=peers, proven=proven)
+        self._children.append(child)
+        return child
+
+    def kill_all(self) -> None:
+        """End whatever still runs."""
+        for child in self._children:
+            child.kill()
+
+
+def heard_by(chain: RemoteChain) -> queue.Queue[BlockRef]:
+    """The hints of a chain from now on."""
+    heard: queue.Queue[BlockRef] = queue.Queue()
+    chain.listen(heard.put)
+    return heard
+
+
+def wait_for_block(chain: RemoteChain, heard: queue.Queue[BlockRef], wanted: BlockRef) -> None:
+    """Wait until a chain knows a block."""
+    while chain.find(wanted.key) is None:
+        heard.get(timeout=WAIT)
+
+
+def block_file(child: WalytisChild, chain: RemoteChain, ref: BlockRef) -> bytes:
+    """A block's file on a node."""
+    plain = msgspec.to_builtins(ref, builtin_types=(bytes,))
+    data: bytes = child.call("block_file", chain=chain.chain_id, ref=plain)
+    return data
+
+
+def block_file_exists(home: Path, chain_id: str, ref: BlockRef) -> bool:
+    """Whether upstream would take the block for known."""
+    cid = block_ids.cid_of(ref.block_id)
+    return (home / "vault" / "walytis" / chain_id / "ReceivedBlocks" / cid[:4] / cid).exists()
+
+
+def joined(
+    nodes: Nodes, blocks: int, *, proven: bool = True
+) -> tuple[RemoteChain, RemoteChain, WalytisChild, WalytisChild]:
+    """Two connected nodes that share a chain, the second by copy of the first's chain folder."""
+    a = nodes.start("a")
+    chain = a.create_chain("log")
+    home = nodes.folder
+    target = home / "b" / "vault" / "walytis" / chain.chain_id
+    shutil.copytree(home / "a" / "vault" / "walytis" / chain.chain_id, target)
+    for number in range(blocks):
+        chain.append(b"missed %d" % number)
+    b = nodes.start("b", peers=tuple(a.addresses[:1]), proven=proven)
+    return chain, b.open_chain(chain.chain_id), a, b
