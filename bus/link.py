@@ -17,12 +17,13 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
-from walytis_vault.bus.endpoint import Address, EndpointRecord
+from walytis_vault.bus.endpoint import EndpointRecord
+from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.protocol import FAILURE, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
 from walytis_vault.bus.security import ClientKey
 from walytis_vault.bus.wake import Wake
+from walytis_vault.bus.wire import Wire
 from walytis_vault.domain.errors import (
     MisuseError,
     NoNodeError,
@@ -39,7 +40,6 @@ _log = logging.getLogger(__name__)
 _TICK: Final = 0.1
 _HANDSHAKE: Final = 3.0
 """Seconds that a node has to prove itself after it accepted the connection."""
-_BURST: Final = 64
 _RETRY_FIRST: Final = 0.05
 _RETRY_MOST: Final = 0.5
 
@@ -98,17 +98,12 @@ class Link:
         self._pid = os.getpid()
         self._exchanges: dict[bytes, Exchange] = {}
         self._posted: deque[Callable[[], None]] = deque()
-        self._unsent: deque[list[bytes | memoryview]] = deque()
-        self._unsent_bulk: deque[list[bytes | memoryview]] = deque()
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake: Wake | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
-        self._bulk: zmq.Socket[bytes] | None = None
-        self._addresses: list[Address] = []
+        self._wire: Wire | None = None
         self._poller = zmq.Poller()
         self._connected = False
         self._ever = False
@@ -142,22 +137,18 @@ class Link:
 
     def send_parts(self, parts: list[bytes | memoryview]) -> None:
         """Send packed parts."""
-        if not self._connected:
-            return
-        if self._unsent or not self._try(parts):
-            self._unsent.append(parts)
+        if self._connected and self._wire is not None:
+            self._wire.main.send(parts)
 
     def send_bulk(self, kind: Kind, message_id: bytes, body: Any, data: bytes | None = None) -> None:
         """Send on the bulk socket; without one nothing happens. On the link's thread."""
-        if self._bulk is not None:
-            parts = pack(kind, message_id, body, data)
-            if self._unsent_bulk or not _try(self._bulk, parts):
-                self._unsent_bulk.append(parts)
+        if self._wire is not None and self._wire.bulk is not None:
+            self._wire.bulk.send(pack(kind, message_id, body, data))
 
     @property
     def has_bulk(self) -> bool:
         """Whether the node has a bulk socket."""
-        return self._bulk is not None
+        return self._wire is not None and self._wire.bulk is not None
 
     @property
     def connected(self) -> bool:
@@ -204,6 +195,7 @@ class Link:
 
     def _run(self) -> None:
         try:
+            steady_heap()
             self._context = zmq.Context()
             while not self._closed:
                 try:
@@ -221,29 +213,24 @@ class Link:
         wait = 60.0
         if self._exchanges:
             wait = self._next_tick - now
-            if not self._connected and self._socket is None:
+            if self._wire is None:
                 wait = min(wait, self._attempt_at - now)
-        if self._socket is not None and self._connected:
-            self._poller.modify(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
-        if self._bulk is not None:
-            self._poller.modify(self._bulk, zmq.POLLIN | (zmq.POLLOUT if self._unsent_bulk else 0))
         ready = dict(self._poller.poll(max(0, int(wait * 1000))))
         if self._wake is not None:
             self._wake.clear()
         for _ in range(len(self._posted)):
             self._posted.popleft()()
-        if self._monitor is not None and self._monitor in ready:
-            self._watch()
-        if self._socket is not None and self._socket in ready:
-            if ready[self._socket] & zmq.POLLIN:
-                self._receive()
-            while self._unsent and self._try(self._unsent[0]):
-                self._unsent.popleft()
-        if self._bulk is not None and self._bulk in ready:
-            if ready[self._bulk] & zmq.POLLIN:
-                self._receive(bulk=True)
-            while self._bulk is not None and self._unsent_bulk and _try(self._bulk, self._unsent_bulk[0]):
-                self._unsent_bulk.popleft()
+        wire = self._wire
+        if wire is not None:
+            if wire.monitor in ready:
+                self._watch(wire)
+            if wire.main.socket in ready:
+                self._receive(wire)
+                wire.main.flush()
+            if wire.bulk is not None and wire.bulk.socket in ready:
+                for parts in wire.bulk.receive():
+                    self.incoming_bulk(parts)
+                wire.bulk.flush()
         now = time.monotonic()
         if now >= self._next_tick:
             self._next_tick = now + _TICK
@@ -251,7 +238,7 @@ class Link:
                 exchange.on_tick(now)
 
     def _connect(self, now: float) -> None:
-        if self._socket is not None:
+        if self._wire is not None:
             if now - self._attempt_at > _HANDSHAKE:
                 self._lost(NoNodeError("whoever has the node's socket cannot prove to be the node"))
             return
@@ -259,13 +246,9 @@ class Link:
             return
         self._attempt_at = now
         try:
-            record = self._find()
-            key = self._key()
-            address = Address(record.endpoint)
-            self._addresses.append(address)
-            if not address.answers():
-                raise NoNodeError(f"no node answers at {record.endpoint}: start one with `walytis-vault serve`")
-            self._open(address, record, key)
+            assert self._context is not None
+            record, key = self._find(), self._key()
+            self._wire = Wire(self._context, self._poller, record, key, self.limits)
         except (NoNodeError, TransportError) as e:
             self._lost(e)
         except VaultError as e:
@@ -274,67 +257,34 @@ class Link:
         except (zmq.ZMQError, OSError) as e:
             self._lost(TransportError(f"cannot connect to the node: {e}"))
 
-    def _open(self, address: Address, record: EndpointRecord, key: ClientKey) -> None:
-        assert self._context is not None
-        s = self._socket = self._context.socket(zmq.DEALER)
-        self._configure(s)
-        s.maxmsgsize = self.limits.reply + 64
-        s.reconnect_ivl = -1
-        s.curve_serverkey = record.server_key.encode()
-        s.curve_publickey = key.public_key.encode()
-        s.curve_secretkey = key.secret_key.encode()
-        self._monitor = s.get_monitor_socket()
-        self._poller.register(self._monitor, zmq.POLLIN)
-        self._poller.register(s, zmq.POLLIN)
-        s.connect(address.zmq)
-        if record.bulk is not None:
-            bulk = Address(record.bulk)
-            self._addresses.append(bulk)
-            self._bulk = self._context.socket(zmq.DEALER)
-            self._configure(self._bulk)
-            self._bulk.maxmsgsize = self.limits.part
-            self._poller.register(self._bulk, zmq.POLLIN)
-            self._bulk.connect(bulk.zmq)
-
-    def _configure(self, s: zmq.Socket[bytes]) -> None:
-        s.linger = 0
-        s.sndhwm = 256
-        s.rcvhwm = 256
-        s.immediate = True
-        s.heartbeat_ivl = 10_000
-        s.heartbeat_timeout = 30_000
-
-    def _watch(self) -> None:
-        while self._monitor is not None:
-            try:
-                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            kind = event["event"]
-            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+    def _watch(self, wire: Wire) -> None:
+        for event in wire.events():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = self._ever = True
                 self._retry_in = _RETRY_FIRST
                 for exchange in list(self._exchanges.values()):
                     exchange.sent = True
                     exchange.on_connected()
-            elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 error = PermissionRefusedError("the node does not admit this client's key: see `client list`")
                 self._lost(error)
                 self._fail_all(error)
-            elif kind in (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
+            elif event in (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
                 self._lost(NoNodeError("whoever has the node's socket cannot prove to be the node"))
-            elif kind in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED):
-                self._receive()  # what came before the end still counts
+            elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED):
+                self._receive(wire)  # what came before the end still counts
                 self._lost(NoNodeError("the node closed the connection: start it with `walytis-vault serve`"))
+
+    def _receive(self, wire: Wire) -> None:
+        for parts in wire.main.receive():
+            self.incoming(parts)
 
     def _lost(self, why: VaultError) -> None:
         """Give the connection up, and fail what was never sent and has waited long enough."""
         now = time.monotonic()
         self._why = why
         self._connected = False
-        self._unsent.clear()
-        self._unsent_bulk.clear()
-        self._drop_socket()
+        self._drop_wire()
         self._attempt_at = now + self._retry_in
         self._retry_in = min(2 * self._retry_in, _RETRY_MOST)
         for exchange in list(self._exchanges.values()):
@@ -347,40 +297,10 @@ class Link:
             self.end(exchange)
             exchange.fail(error)
 
-    def _drop_socket(self) -> None:
-        s, self._socket = self._socket, None
-        monitor, self._monitor = self._monitor, None
-        if monitor is not None:
-            self._poller.unregister(monitor)
-        if s is not None:
-            self._poller.unregister(s)
-            with contextlib.suppress(zmq.ZMQError):
-                s.disable_monitor()
-            s.close(0)
-        bulk, self._bulk = self._bulk, None
-        if bulk is not None:
-            self._poller.unregister(bulk)
-            bulk.close(0)
-        for address in self._addresses:
-            address.close()
-        self._addresses.clear()
-
-    def _try(self, parts: list[bytes | memoryview]) -> bool:
-        return self._socket is None or _try(self._socket, parts)
-
-    def _receive(self, *, bulk: bool = False) -> None:
-        for _ in range(_BURST):
-            socket = self._bulk if bulk else self._socket
-            if socket is None:
-                return
-            try:
-                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            if bulk:
-                self.incoming_bulk([f.buffer for f in frames])
-            else:
-                self.incoming([f.buffer for f in frames])
+    def _drop_wire(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
 
     def incoming_bulk(self, parts: list[memoryview]) -> None:
         """Handle one message of the bulk socket, where nothing is to be believed before its seal proves it."""
@@ -417,7 +337,7 @@ class Link:
             exchange.fail(ProtocolVersionError(message))
 
     def _shut(self) -> None:
-        self._drop_socket()
+        self._drop_wire()
         for action in [self._posted.popleft() for _ in range(len(self._posted))]:
             action()
         self._fail_all(ClosedError("this client was closed"))
@@ -425,14 +345,6 @@ class Link:
             self._context.destroy(linger=0)
         if self._wake is not None:
             self._wake.close()
-
-
-def _try(socket: zmq.Socket[bytes], parts: list[bytes | memoryview]) -> bool:
-    try:
-        socket.send_multipart(parts, zmq.NOBLOCK)
-    except zmq.Again:
-        return False
-    return True
 
 
 def reported(message: Header) -> Failure:

@@ -31,6 +31,7 @@ from walytis_vault.bus.endpoint import (
     write_record,
 )
 from walytis_vault.bus.feed import Feed
+from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import GONE, NOTHING, BusLimits, Header, Kind, Pong, decode
 from walytis_vault.bus.security import BusKeys, ClientEntry, bus_keys, make_private_folder
@@ -84,6 +85,7 @@ class BusServer:
         Raises:
             AlreadyRunningError: somebody serves this folder. StorageError, TransportError: it cannot be served.
         """
+        steady_heap()
         make_private_folder(self._folder)
         wanted = self._wanted or ipc_endpoint(self._folder)
         if wanted.startswith("tcp://") and not wanted.startswith(("tcp://127.", "tcp://[::1]", "tcp://localhost")):

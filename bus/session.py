@@ -19,17 +19,14 @@ import platformdirs
 from walytis_vault.bus import calls as c
 from walytis_vault.bus import requests as r
 from walytis_vault.bus.endpoint import EndpointRecord, read_record
-from walytis_vault.bus.exchanges import (
-    CallExchange,
-    DownloadExchange,
-    RestartError,
-    SubscriptionExchange,
-    UploadExchange,
-    new_id,
-)
+from walytis_vault.bus.exchange_call import CallExchange
+from walytis_vault.bus.exchange_download import DownloadExchange
+from walytis_vault.bus.exchange_subscription import SubscriptionExchange
+from walytis_vault.bus.exchange_upload import RestartError, UploadExchange
 from walytis_vault.bus.files import Source, Target
 from walytis_vault.bus.link import Link
 from walytis_vault.bus.messages import Published, PublishOptions, QueryPage
+from walytis_vault.bus.pace import new_id
 from walytis_vault.bus.rows import Row, make_row
 from walytis_vault.bus.security import LOCAL, ClientKey, load_key
 from walytis_vault.domain.errors import MisuseError, TransportError

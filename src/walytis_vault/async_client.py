@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from walytis_vault.bus import requests as r
-from walytis_vault.bus.exchanges import DownloadExchange, SubscriptionExchange, UploadExchange
+from walytis_vault.bus.exchange_download import DownloadExchange
+from walytis_vault.bus.exchange_subscription import SubscriptionExchange
+from walytis_vault.bus.exchange_upload import UploadExchange
 from walytis_vault.bus.files import Source
 from walytis_vault.bus.link import ClosedError
 from walytis_vault.bus.messages import BallotInfo, Change, Published, Status

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from walytis_vault.bus import requests as r
-from walytis_vault.bus.exchanges import SubscriptionExchange
+from walytis_vault.bus.exchange_subscription import SubscriptionExchange
 from walytis_vault.bus.link import ClosedError
 from walytis_vault.bus.messages import BallotInfo, Change, Published, Status
 from walytis_vault.bus.rows import Row

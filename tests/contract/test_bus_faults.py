@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.bus_world import World, link_of
-from walytis_vault.bus import exchanges
+from walytis_vault.bus import pace
 from walytis_vault.client import Client
 from walytis_vault.domain import faults
 from walytis_vault.domain.errors import NoNodeError, ProtocolVersionError, TimedOutError, TransportError
@@ -30,9 +30,9 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that ask again after 50 ms, so that lost messages do not make the tests slow."""
-    monkeypatch.setattr(exchanges, "_REPEAT", 0.05)
-    monkeypatch.setattr(exchanges, "_REPEAT_MOST", 0.2)
-    monkeypatch.setattr(exchanges, "_KEEPALIVE", 0.3)
+    monkeypatch.setattr(pace, "REPEAT", 0.05)
+    monkeypatch.setattr(pace, "REPEAT_MOST", 0.2)
+    monkeypatch.setattr(pace, "KEEPALIVE", 0.3)
 
 
 def lossy(client: Client, seed: int, *, drop: float = 0.2, double: float = 0.2) -> Client:
