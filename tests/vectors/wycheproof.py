@@ -1,7 +1,7 @@
 """Runs Wycheproof vectors through what we use: C2SP chunked encryption, Ed25519, ML-DSA-65, HKDF-SHA512.
 
-The files are not part of this repository (see README.md here for source, commit and SHA-256). Put them into
-tests/vectors/wycheproof/, or run `PYTHONPATH=src:tests python tests/vectors/wycheproof.py FOLDER`.
+The files are not part of this repository (see README.md here for source, commit and SHA-256). Run by hand:
+`PYTHONPATH=src:tests python tests/vectors/wycheproof.py FOLDER`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from walytis_vault.adapters.crypto.content_cipher import ContentDecryptor
 from walytis_vault.domain.errors import VaultError
 
-FOLDER: Final = Path(__file__).parent / "wycheproof"
 FILES: Final = {
     "c2sp_chunked_encryption_aes_128_gcm_test.json": "2e0a512c47bfae6efd0b59644ab72f3dd7e80e4f74d6642c2c10427a02b095db",
     "c2sp_chunked_encryption_aes_256_gcm_test.json": "0f8e35568d59649fb55fb0e5602dc678dc8910d6822beef4945aee0b5994ef05",
