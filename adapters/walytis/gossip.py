@@ -21,7 +21,7 @@ from walytis_vault.domain.errors import UntrustedInputError
 BUSY_POLL: Final = 0.004
 """Seconds between looks at a busy subscription."""
 IDLE_POLL: Final = 0.020
-"""Seconds between looks at an idle one: 50 looks a second cost below 1 % of a core."""
+"""Seconds between looks at an idle one: 50 looks a second cost about 1 % of a core."""
 SLOW_POLL: Final = 0.1
 """Seconds between looks at chains that nobody waits for (identities), as upstream has it."""
 BUSY_FOR: Final = 2.0
