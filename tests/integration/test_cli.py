@@ -204,3 +204,32 @@ def test_strange_names_survive_and_do_no_harm(name: str, home: Path) -> None:
     printed = [line for line in run(home, "ls").stdout.decode().split("\n") if content in line]
     assert len(printed) == 1
     assert "\x1b" not in printed[0]
+
+
+def test_keys_of_programs_have_their_verbs_and_can_be_taken_back(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`client add` makes a key that may do what was said; after `client revoke` it opens nothing."""
+    content = publish(home, b"for the reader")
+    key = Path(run(home, "client", "add", "reader").stdout.decode().strip())
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert {"name": "reader", "verbs": ["read"]} in as_json(home, "client", "list")
+    monkeypatch.setenv("WALYTIS_VAULT_KEY", str(key))
+    assert run(home, "get", content).stdout == b"for the reader"
+    for words in (["publish", "-"], ["forget", content], ["audit"]):
+        refused(home, *words)
+    saved = key.read_bytes()
+    run(home, "client", "revoke", "reader")
+    kept = key.with_name("kept.key")
+    kept.touch(mode=0o600)
+    kept.write_bytes(saved)
+    monkeypatch.setenv("WALYTIS_VAULT_KEY", str(kept))
+    refused(home, "get", content, "--timeout", "5")
+    monkeypatch.delenv("WALYTIS_VAULT_KEY")
+    assert "reader" not in run(home, "client", "list").stdout.decode()
+    assert "reader" in refused(home, "client", "revoke", "reader")
+
+
+def test_expiry_is_taken(home: Path) -> None:
+    """`--expires` ends up in the catalogue."""
+    content = publish(home, b"x", "--expires", "2130-01-31T12:00:00Z")
+    (row,) = [r for r in as_json(home, "ls") if r["content_id"] == content]
+    assert row["expires"].startswith("2130-01-31T12:00:00")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import pty
 import signal
@@ -15,6 +16,7 @@ import pytest
 from walytis_vault.cli import app, main
 from walytis_vault.cli.session import Session, command
 from walytis_vault.cli.vault import read_passphrase
+from walytis_vault.cli.when import read_when
 from walytis_vault.domain.errors import ForgottenError, MisuseError
 
 COMMAND = [sys.executable, "-m", "walytis_vault"]
@@ -74,6 +76,11 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         ["ls", "--state", "lost"],
         ["ls", "--limit", "0"],
         ["init", "--network", "mars"],
+        ["client"],
+        ["client", "nonsense"],
+        ["publish", "-", "--expires", "soon"],
+        ["publish", "-", "--expires", "2030-01-31T12:00:00"],
+        ["invite", "--expires", "0h"],
     ],
 )
 def test_wrong_usage_exits_2_with_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,6 +256,22 @@ def test_demo_refuses_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixt
     """`demo` says at once which of the given files cannot be published."""
     assert main(["demo", str(tmp_path / "missing")]) == 1
     assert "missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("90", dt.timedelta(seconds=90)),
+        ("15m", dt.timedelta(minutes=15)),
+        ("8w", dt.timedelta(weeks=8)),
+        ("2030-01-31T12:00:00Z", dt.datetime(2030, 1, 31, 12, tzinfo=dt.UTC)),
+        ("2030-01-31T12:00:00+01:00", dt.datetime(2030, 1, 31, 11, tzinfo=dt.UTC)),
+    ],
+)
+def test_spans_and_moments_are_read(text: str, moment: dt.timedelta | dt.datetime) -> None:
+    """Times are given as spans with a unit, or as moments with their time zone."""
+    context = click.Context(click.Command("probe"))
+    assert read_when(context, click.Option(["--expires"]), text) == moment
 
 
 def test_progress_is_drawn_only_for_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:

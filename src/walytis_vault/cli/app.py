@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from walytis_vault.cli import content, forgetting, peers, vault, views
+from walytis_vault.cli import clients, content, forgetting, peers, vault, views
 from walytis_vault.cli.failure import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, complain
-from walytis_vault.cli.session import common_options
+from walytis_vault.cli.session import VaultGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,14 +27,8 @@ COMMANDS: tuple[click.Command, ...] = (
     *views.COMMANDS,
     *forgetting.COMMANDS,
     *peers.COMMANDS,
+    *clients.COMMANDS,
 )
-
-
-class InOrder(click.Group):
-    """Lists the commands in the order in which a person meets them, not by the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
-        return list(self.commands)
 
 
 def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -50,13 +44,12 @@ def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> No
 
 def application() -> click.Group:
     """Build the command line. All options are declared here or in the commands' own modules."""
-    return InOrder(
+    return VaultGroup(
         name="walytis-vault",
         commands={c.name: c for c in COMMANDS if c.name},
         help="Encrypted content, shared by the members of one Walytis Identity, with a lasting record and real "
         "forgetting. `init` makes a vault, `serve` runs its node; the other commands talk to that node.",
         params=[
-            *common_options(),
             click.Option(
                 ["--version"],
                 is_flag=True,
@@ -67,7 +60,6 @@ def application() -> click.Group:
             ),
         ],
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-        no_args_is_help=False,
     )
 
 

@@ -5,9 +5,6 @@ stdout carries the result and nothing else: the id on its first line, or the con
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +14,11 @@ import click
 
 from walytis_vault.cli.output import emit, progress
 from walytis_vault.cli.session import Session, command, timeout_option
+from walytis_vault.cli.when import read_when
 from walytis_vault.domain.errors import MisuseError
 
 IDLE_SECONDS = 60.0
 """A transfer may take as long as it moves; so long it may stand still."""
-SPAN = re.compile(r"([1-9][0-9]{0,6})([smhdw])")
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 F = TypeVar("F", bound=Callable[..., Any])
 STDIN = "-"
 
@@ -43,23 +39,6 @@ def _source(file: str) -> Path | BinaryIO:
     return path
 
 
-def _expiry(text: str | None) -> dt.datetime | dt.timedelta | None:
-    """Read `--expires`: a span such as 90s, 15m, 12h, 30d, 8w; or an ISO 8601 moment with its time zone.
-
-    Raises:
-        MisuseError: anything else.
-    """
-    if text is None:
-        return None
-    if (span := SPAN.fullmatch(text)) is not None:
-        return dt.timedelta(**{UNITS[span[2]]: int(span[1])})
-    with contextlib.suppress(ValueError):
-        moment = dt.datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
-            return moment
-    raise MisuseError(f"{text[:40]!r} is no expiry: give a span (90s, 15m, 12h, 30d, 8w) or 2030-01-31T12:00:00Z")
-
-
 def _described(function: F) -> F:
     """The options that say something about a content."""
     for option in reversed(
@@ -68,7 +47,12 @@ def _described(function: F) -> F:
             click.option("--type", "media_type", metavar="TYPE", help="Media type, such as text/plain."),
             click.option("--label", "labels", multiple=True, help="A text to find it by; may be given several times."),
             click.option("--note", help="A note for its readers."),
-            click.option("--expires", metavar="WHEN", help="When all forget it: 12h, 30d, or 2030-01-31T12:00:00Z."),
+            click.option(
+                "--expires",
+                metavar="WHEN",
+                callback=read_when,
+                help="When all forget it: 12h, 30d, or 2030-01-31T12:00:00Z.",
+            ),
             timeout_option(IDLE_SECONDS),
         )
     ):
@@ -76,13 +60,11 @@ def _described(function: F) -> F:
     return function
 
 
-def _publish(
-    session: Session, file: str, *, revises: str | None, expires: str | None, timeout: float, **said: Any
-) -> None:
-    data, until = _source(file), _expiry(expires)
+def _publish(session: Session, file: str, *, revises: str | None, timeout: float, **said: Any) -> None:
+    data = _source(file)
     label = said["name"] or (data.name if isinstance(data, Path) else "stdin")
     with progress(f"publish {label}") as watch, session.client(timeout) as client:
-        receipt = client.publish(data, revises=revises, expires=until, progress=watch, **said)
+        receipt = client.publish(data, revises=revises, progress=watch, **said)
     if session.json:
         emit(receipt)
     else:

@@ -24,6 +24,8 @@ STATE_COLOURS = {
     "accepted": "green",
     "pending": "yellow",
     "open": "yellow",
+    "member": "green",
+    "removed": "red",
     "forgetting": "yellow",
     "retracted": "magenta",
     "forgotten": "red",

@@ -6,7 +6,7 @@ piped to where it is safe; `join -` reads it from stdin, so that it need not sta
 
 from __future__ import annotations
 
-import re
+import datetime as dt
 import sys
 from pathlib import Path
 
@@ -15,40 +15,26 @@ import click
 from walytis_vault.cli.output import Column, emit, fields, moment, short_did, table
 from walytis_vault.cli.session import Session, command, timeout_option
 from walytis_vault.cli.vault import NETWORKS, passphrase_option, read_passphrase
+from walytis_vault.cli.when import read_when
 
 CODE_LIMIT = 16 << 10
 """Characters of a code."""
-SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-
-
-class Span(click.ParamType):
-    """A span of time such as 90s, 30m, 24h or 7d; a bare number is seconds."""
-
-    name = "span"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """To seconds."""
-        if isinstance(value, int | float):
-            return float(value)
-        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", str(value))
-        if found is None or float(found[1]) == 0:
-            self.fail(f"{value!r} is no span of time: write 90s, 30m, 24h or 7d", param, ctx)
-        return float(found[1]) * SECONDS[found[2]]
-
 
 MEMBER_COLUMNS = (
-    Column("DID", lambda r: r["did"], elastic=True),
+    Column("DID", lambda r: r["did"]),
     Column("STATE", lambda r: r["state"], coloured=True),
-    Column("DEVICES", lambda r: len(r["devices"]), right=True),
-    Column("SINCE", lambda r: moment(r["time"])),
-    Column("ADMITTED BY", lambda r: "founder" if r["founder"] else short_did(r["admitted_by"]), from_width=120),
+    Column("DEVICES", lambda r: len(r["devices"]), right=True, from_width=100),
+    Column("SINCE", lambda r: moment(r["time"]), from_width=120),
+    Column("ADMITTED BY", lambda r: "founder" if r["founder"] else short_did(r["admitted_by"]), from_width=140),
 )
 
 
 @command("invite")
-@click.option("--expires", type=Span(), default="24h", show_default=True, metavar="SPAN", help="How long it is good.")
+@click.option(
+    "--expires", callback=read_when, default="24h", show_default=True, metavar="WHEN", help="How long it is good."
+)
 @timeout_option(120.0)
-def invite(session: Session, expires: float, timeout: float) -> None:
+def invite(session: Session, expires: dt.timedelta | dt.datetime, timeout: float) -> None:
     """Make a one-use code with which somebody can join this vault. Whoever has it gets in: keep it secret."""
     with session.client(timeout) as client:
         code = client.invite(expires=expires)

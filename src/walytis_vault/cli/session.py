@@ -89,6 +89,18 @@ class VaultCommand(click.Command):
         self.params.extend(common_options())
 
 
+class VaultGroup(click.Group):
+    """A group of commands that takes the common options, and lists its commands in their own order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"no_args_is_help": False, **kwargs})  # no command is wrong usage, in one line
+        self.params.extend(common_options())
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """The commands in the order in which a person meets them, not by the alphabet."""
+        return list(self.commands)
+
+
 def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a function a command; it gets the `Session` as its first argument."""
 
