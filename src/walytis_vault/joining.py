@@ -86,6 +86,7 @@ def join(
         config = joining.run(name)
         fault("join.before_config")
         home.end_making(config)
+        (home.path / "asked").unlink(missing_ok=True)
     except VaultError:
         if not joining.asked:
             home.abandon_making()  # afterwards we may be a member with the keys that lie here
@@ -158,7 +159,6 @@ class _Joining:
         if not (self._home.bus / f"{LOCAL}.key").exists():
             add_client(self._home.bus, LOCAL)
         runtime.stop()  # the identity is left as it is: closing it would take long, and the process ends now
-        (self._home.path / "asked").unlink(missing_ok=True)
         return VaultConfig(
             format=HOME_FORMAT,
             vault_id=self._code.vault_id,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from support.canaries import find_canaries
-from support.peer_nodes import Member, agree, eventually, found, join
-from walytis_vault import ForgottenError, MisuseError, VaultError
+from support.peer_nodes import Member, agree, eventually, found, join, meet
+from walytis_vault import ForgottenError, MisuseError, TransportError, VaultError, node
 from walytis_vault.node import join_vault
 
 
@@ -68,8 +68,8 @@ def test_forgetting_waits_for_all_and_leaves_nothing_on_either_disk(pair: tuple[
     assert a.client.request(content_id) == secret * 50
     assert a.client.consent(ballot_id).state == "carried"
     for member in (a, b):
-        row = eventually(lambda m=member: (r := m.ballot(ballot_id)) and len(r.receipts) == 2 and r, "two receipts")  # type: ignore[misc]
-        assert row.state == "carried"
+        eventually(lambda m=member: (r := m.ballot(ballot_id)) and len(r.receipts) == 2, "two receipts")  # type: ignore[misc]
+        assert member.ballot(ballot_id).state == "carried"
         with pytest.raises(ForgottenError):
             member.client.request(content_id)
         assert find_canaries(member.home, {"content": secret, "name": name.encode()}) == []
@@ -116,6 +116,34 @@ def test_members_that_were_off_catch_up(pair: tuple[Member, Member, str]) -> Non
     with pytest.raises(ForgottenError):
         b.client.request(content_id)
     agree(a, b)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("point", ["join.after_identity", "join.after_admission", "join.before_config"])
+def test_a_join_that_was_killed_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    """The same command after a kill at any step ends with one more member, who can read and publish."""
+    a = found(tmp_path / "a")
+    b = Member(tmp_path / "b")
+    try:
+        content_id = a.client.publish(b"for the newcomer").content_id
+        code = a.client.invite(expires=600)
+        with monkeypatch.context() as planned:
+            planned.syspath_prepend(str(Path(__file__).parents[1]))
+            planned.setattr(node, "CHILD_MODULE", "support.faulty_process")
+            planned.setenv("VAULT_TEST_FAULT", f"{point}:1")
+            with pytest.raises(TransportError):
+                join_vault(b.home, code)
+        join_vault(b.home, code)
+        b.start()
+        meet(a, b)
+        assert b.client.request(content_id) == b"for the newcomer"
+        answer = b.client.publish(b"thank you").content_id
+        eventually(lambda: a.row(answer), "the newcomer's content is seen")
+        agree(a, b)
+        assert len(a.client.members()) == 2
+    finally:
+        b.stop()
+        a.stop()
 
 
 @pytest.mark.long
