@@ -17,6 +17,7 @@ BENCH ?= $(wildcard benchmarks/*.py)
 
 help:
 	@echo 'make demo [FILES="a b"]  publish, request and forget real files in a temporary vault (under a minute)'
+	@echo 'make demo NODES=3       the same with members that join, share and forget together (about a minute)'
 	@echo 'make test                ruff, mypy --strict, import-linter, pytest'
 	@echo 'make test-long           the tests that take longer than a minute each'
 	@echo 'make bench [BENCH=file]  measure, beside what we compare with'
@@ -34,7 +35,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/walytis-vault demo $(FILES)
+	@$(BIN)/walytis-vault demo $(if $(NODES),--nodes $(NODES)) $(FILES)
 
 test: lint test-fast
 

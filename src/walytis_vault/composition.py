@@ -67,6 +67,7 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
     config = home.config()
     mode = check_network(network) if network is not None else config.network
     home.lock()
+    home.use_private_temp()
     fs, clock, randomness = OsFileSystem(), SystemClock(), SystemRandomness()
     keys = VaultKeys.open(home.keys, fs, passphrase)
     secrets = SecretsFile(home.keys, keys, fs).open_secrets()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -116,6 +117,19 @@ class Home:
         except OSError as e:
             raise StorageError(f"cannot use {self.path}: {e.strerror or e}") from e
         return self.path / "peers"
+
+    def use_private_temp(self) -> None:
+        """Let this process put its temporary files here, where nobody else looks and the next start clears them.
+
+        The libraries below leave theirs behind.
+        """
+        folder = self.path / "tmp"
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._fs.makedirs(str(folder))
+        except OSError as e:
+            raise StorageError(f"cannot use {self.path}: {e.strerror or e}") from e
+        tempfile.tempdir = str(folder)
 
     def begin_making(self, token: str = "") -> None:
         """Lock and prepare an empty home for a new vault; remove what a crashed attempt left.

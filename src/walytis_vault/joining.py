@@ -108,6 +108,7 @@ class _Joining:
 
     def run(self, name: str) -> VaultConfig:
         secrets = self._secrets()
+        self._home.use_private_temp()
         signer = HybridSigner.from_private_bytes(secrets[SIGNING_SECRET])
         bus = bus_keys(secrets[BUS_SECRET])
         self._progress("starting the node")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.canaries import find_canaries
+from support.command_line import ENVIRONMENT, words_for
 from support.peer_nodes import Member, agree, eventually, found, join, meet
 from walytis_vault import ForgottenError, MisuseError, TransportError, VaultError, node
 from walytis_vault.node import join_vault
@@ -180,3 +183,17 @@ def test_three_members_and_a_removal(tmp_path: Path) -> None:
     finally:
         for member in members:
             member.stop()
+
+
+@pytest.mark.long
+def test_the_demo_with_three_nodes_does_all_its_steps(tmp_path: Path) -> None:
+    """`demo --nodes 3` ends well, says how, and leaves nothing in the temporary folder."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = subprocess.run(
+        words_for(tmp_path, "demo", "--nodes", "3", "--json"),
+        env={**ENVIRONMENT, "TMPDIR": str(temporary)}, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ok"] is True
+    assert list(temporary.iterdir()) == []

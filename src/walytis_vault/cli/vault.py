@@ -207,12 +207,20 @@ def replay(session: Session, view: str | None, timeout: float) -> None:
 
 @command("demo")
 @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+@click.option("--nodes", type=click.IntRange(1, 7), default=1, help="With so many members, each with a node.")
 @click.pass_context
-def demo(ctx: click.Context, session: Session, files: tuple[Path, ...]) -> None:
+def demo(ctx: click.Context, session: Session, files: tuple[Path, ...], nodes: int) -> None:
     """Show it all on a vault of its own: publish FILEs, request them back, forget one.
 
-    Uses real processes and a temporary home, which is removed at the end.
+    Uses real processes and a temporary home, which is removed at the end. With --nodes 3: members join, share
+    letters, and forget one when all have consented.
     """
+    if nodes > 1:
+        from walytis_vault import demo_nodes
+
+        if files:
+            raise click.UsageError("the demo with several nodes shares letters of its own: give no files")
+        ctx.exit(demo_nodes.run(nodes, as_json=session.json))
     from walytis_vault.demo import run
 
     ctx.exit(run(list(files), as_json=session.json))
