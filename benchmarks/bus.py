@@ -195,14 +195,14 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=4096, help="MiB of the content for the memory figures; 0: none")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as text:
-        measure(Path(text), args.rounds, args.mib * MIB, args.large * MIB)
+        if args.large:
+            subprocess.run([sys.executable, __file__, "memory", text, str(args.large)], check=True)
+        measure(Path(text), args.rounds, args.mib * MIB)
 
 
-def measure(home: Path, rounds: int, size: int, large: int) -> None:
+def measure(home: Path, rounds: int, size: int) -> None:
     """All figures, in rounds that alternate between the bare sockets and the bus."""
-    keys = make_keys()
-    add_client(home / "bus", "local")
-    node = Child("serve", str(home), keys.secret)
+    node = start_node(home)
     content_id = node.ask(size)
     found: dict[str, list[float]] = {}
 
@@ -229,13 +229,19 @@ def measure(home: Path, rounds: int, size: int, large: int) -> None:
         note("event to 500 subscribers of one client: ms", subscribers(client, 500))
     for name, values in found.items():
         print(f"{name:48} {statistics.median(values):10.2f}")
-    if large:
-        memory(home, node, large)
     node.end()
 
 
-def memory(home: Path, node: Child, large: int) -> None:
-    """Growth of both processes over one large content down and up."""
+def start_node(home: Path) -> Child:
+    """A node on a home, in a process of its own."""
+    if not (home / "bus").exists():
+        add_client(home / "bus", "local")
+    return Child("serve", str(home), make_keys().secret)
+
+
+def memory(home: Path, large: int) -> None:
+    """Growth of fresh processes over one large content down and up."""
+    node = start_node(home)
     content_id = node.ask(large)
     read, write = os.pipe()
 
@@ -259,6 +265,7 @@ def memory(home: Path, node: Child, large: int) -> None:
         after = (int(node.ask("peak")), peak())
     print(f"{'growth over ' + str(large // MIB) + ' MiB down and up, node: MiB':48} {after[0] - before[0]:10}")
     print(f"{'the same, client: MiB':48} {after[1] - before[1]:10}")
+    node.end()
 
 
 if __name__ == "__main__":
@@ -269,5 +276,7 @@ if __name__ == "__main__":
             bare(socket_path, secret_key)
         case ["fetch", folder, wanted]:
             fetch(Path(folder), wanted)
+        case ["memory", folder, mib]:
+            memory(Path(folder), int(mib) * MIB)
         case _:
             main()

@@ -50,6 +50,8 @@ class DownloadExchange:
         self._queue: SimpleQueue[memoryview | _Sealed | VaultError | None] = SimpleQueue()
         self._seal: Seal | None = None
         self._no_bulk = False
+        self._bulk_came = False
+        self._opened = 0.0
         self._whole = -1
 
     def start(self) -> None:
@@ -105,6 +107,8 @@ class DownloadExchange:
     def on_connected(self) -> None:
         """Open at the first byte that is missing."""
         self._asked = time.monotonic()
+        self._opened = self._asked
+        self._bulk_came = False
         self._seal = None
         self._whole = -1
         call = OpenCall(
@@ -119,7 +123,7 @@ class DownloadExchange:
     def on_message(self, message: Header) -> None:
         """Take what came, in order, once."""
         self._asked = time.monotonic()
-        if message.kind is not Kind.PONG:
+        if message.kind not in (Kind.PONG, Kind.OPENED) or self.length is None:
             self._progress = self._asked
         match message.kind:
             case Kind.CHUNK:
@@ -155,7 +159,9 @@ class DownloadExchange:
                 pong = decode(PONG, message.body)
                 if pong.sent > self._got:
                     # The node sent more than came: something was lost, or is on its way on the other socket.
-                    if self._seal is None or time.monotonic() - self._progress > pace.REPEAT:
+                    now = time.monotonic()
+                    if self._seal is None or now - max(self._progress, self._opened) > pace.REPEAT:
+                        self._no_bulk = self._no_bulk or (self._seal is not None and not self._bulk_came)
                         self._reopen()
                 elif pong.limit < self._consumed + self._link.limits.window:
                     self._credit()
@@ -171,6 +177,7 @@ class DownloadExchange:
         if offset != self._got or size <= 0 or self._got + size > self._consumed + self._link.limits.window:
             return  # what is missing is asked for when PONG shows it
         self._progress = self._asked = time.monotonic()
+        self._bulk_came = True
         self._got += size
         self._queue.put((self._seal, offset, message.data))
         if self._got == self._whole:
@@ -186,9 +193,9 @@ class DownloadExchange:
     def on_tick(self, now: float) -> None:
         """Ask how far it is when nothing comes; keep it alive when the consumer is slow."""
         waiting = self._got < self._consumed + self._link.limits.window
-        if self._seal is not None and waiting and now - self._progress > pace.FALL_BACK:
+        silent = now - max(self._progress, self._opened) > pace.FALL_BACK
+        if self._seal is not None and waiting and not self._bulk_came and silent:
             self._no_bulk = True
-            self._progress = now
             self._reopen()
         if self._link.connected and now - self._asked > (pace.REPEAT if waiting else pace.KEEPALIVE):
             self._asked = now

@@ -59,6 +59,7 @@ class UploadExchange:
         self._last_key = b""
         self._call = call
         self._no_bulk = False
+        self._arrived = 0
 
     def start(self) -> None:
         """Begin. From any thread."""
@@ -145,6 +146,7 @@ class UploadExchange:
             if self._attempt == 1:
                 self._producing = 1
             self._limit = -1
+            self._arrived = 0
             self._seal = None
             self._condition.notify_all()
         self._asked = self._progress = time.monotonic()
@@ -170,8 +172,12 @@ class UploadExchange:
             case Kind.GRANT:
                 self._raise_limit(decode(CREDIT, message.body).limit)
             case Kind.PONG:
+                pong = decode(PONG, message.body)
+                if pong.sent > self._arrived:
+                    self._arrived = pong.sent
+                    self._progress = self._asked
                 if not self._ending:
-                    self._raise_limit(decode(PONG, message.body).limit)
+                    self._raise_limit(pong.limit)
             case Kind.REPLY:
                 self._link.end(self)
                 with self._condition:
@@ -199,7 +205,8 @@ class UploadExchange:
     def on_tick(self, now: float) -> None:
         """Ask when the node is silent; keep it alive when the producer is slow; give up at the timeout."""
         blocked = self._ending or self._offset >= self._limit
-        if self._seal is not None and not self._ending and blocked and now - self._progress > pace.FALL_BACK:
+        lost = self._arrived < self._offset and now - self._progress > pace.FALL_BACK
+        if self._seal is not None and blocked and lost:
             self._no_bulk = True
             self._link.send(Kind.CANCEL, self.id, NOTHING_BODY)
             self.on_connected()

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from walytis_vault.domain.errors import MisuseError, StorageError, StorageFullError, TransportError
 
 READ_BYTES = 1 << 20
+_ADVISE = 8 << 20
 
 
 class Source:
@@ -135,6 +136,8 @@ class Target:
     def __init__(self, to: object) -> None:
         self._path: Path | None = None
         self._temporary: Path | None = None
+        self._written = 0
+        self._advised = 0
         if isinstance(to, os.PathLike):
             self._path = path = Path(to)
             if path.is_dir():
@@ -155,12 +158,17 @@ class Target:
 
     def write(self, data: memoryview) -> None:
         """Write all of `data`. Raises StorageError, StorageFullError."""
+        self._written += len(data)
         try:
             while len(data):
                 wrote = self._file.write(data)
                 if wrote is None or wrote >= len(data):
-                    return
+                    break
                 data = data[wrote:]
+            if self._temporary is not None and self._written - self._advised >= _ADVISE:
+                # Has the kernel begin to write to disk, so that the fsync at the end has little left to wait for.
+                os.posix_fadvise(self._file.fileno(), self._advised, _ADVISE, os.POSIX_FADV_DONTNEED)
+                self._advised += _ADVISE
         except (OSError, ValueError) as e:
             raise _storage_error("cannot write the content", e) from e
 

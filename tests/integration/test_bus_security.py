@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import zmq
 
-from support.bus_world import World
+from support.bus_world import World, link_of
 from walytis_vault.bus.security import add_client, list_clients, make_keys, revoke_client
 from walytis_vault.bus.server import BusServer
 from walytis_vault.client import Client
@@ -51,13 +52,13 @@ def dealer() -> Iterator[zmq.Socket[bytes]]:
 class Proxy:
     """Stands between client and node, and records every byte."""
 
-    def __init__(self, folder: Path, target: str) -> None:
+    def __init__(self, folder: Path, target: str, name: str = "proxy.ipc") -> None:
         self.seen = bytearray()
         self._target = target
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(folder / "proxy.ipc"))
+        self._listener.bind(str(folder / name))
         self._listener.listen(8)
-        self.endpoint = f"ipc://{folder}/proxy.ipc"
+        self.endpoint = f"ipc://{folder}/{name}"
         self._sockets: list[socket.socket] = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -108,6 +109,24 @@ def test_an_eavesdropper_reads_nothing(world: World, tmp_path: Path) -> None:
         assert form not in proxy.seen
     # The positive control of the search itself.
     assert canary in bytes(proxy.seen) + canary
+
+
+def test_an_eavesdropper_on_the_bulk_socket_reads_nothing(tmp_path: Path) -> None:
+    """Of large contents that went over the bulk socket, both ways, no recorded byte shows anything."""
+    world = World(tmp_path)
+    canary = secrets.token_bytes(32)
+    proxy = Proxy(tmp_path, f"ipc://{tmp_path}/bus/bulk.ipc")
+    client = world.client()
+    link = link_of(client)
+    find = link._find
+    link._find = lambda: msgspec.structs.replace(find(), bulk=proxy.endpoint)
+    published = client.publish(canary * 100_000)
+    assert client.request(published.content_id) == canary * 100_000
+    world.close()
+    proxy.close()
+    assert len(proxy.seen) > 6_400_000, "the control: the data did pass here"
+    for form in [*forms(canary), published.content_id.encode(), bytes.fromhex(published.content_id)]:
+        assert form not in proxy.seen
 
 
 def test_an_unknown_key_is_refused(world: World, tmp_path: Path) -> None:
@@ -243,7 +262,7 @@ def test_folder_and_socket_are_private(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "bus").stat().st_mode & 0o777 == 0o700
-    for name in ("node.ipc", "local.key", "endpoint.json", "clients/local.json"):
+    for name in ("node.ipc", "bulk.ipc", "local.key", "endpoint.json", "clients/local.json"):
         assert (tmp_path / "bus" / name).stat().st_mode & 0o177 == 0, name
     world.close()
 

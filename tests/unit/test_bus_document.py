@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from walytis_vault.bus import calls, protocol
 from walytis_vault.bus.protocol import BusLimits, Failure, Kind, pack
+from walytis_vault.bus.sealing import Seal
 from walytis_vault.domain.errors import ERRORS_BY_CODE
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "bus-protocol.md").read_text()
@@ -53,6 +55,15 @@ def test_limits() -> None:
     """Every limit is listed with its value."""
     listed = {row[0]: row[1] for row in table("Limits")}
     assert listed == {name: str(value) for name, value in msgspec.structs.asdict(BusLimits()).items()}
+
+
+def test_sealing() -> None:
+    """Nonces, associated data and proof are as the document says."""
+    key, stream_id = bytes(range(32)), bytes(range(16))
+    seal, cipher = Seal(key, stream_id), AESGCM(key)
+    assert seal.seal(5, b"data") == cipher.encrypt(bytes(11) + b"\x05", b"data", stream_id)
+    assert seal.proof() == cipher.encrypt(bytes(4) + b"\xff" * 8, b"", stream_id)
+    assert "00 00 00 00 ff ff ff ff ff ff ff ff" in DOCUMENT
 
 
 def test_examples() -> None:
