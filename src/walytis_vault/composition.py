@@ -77,8 +77,7 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
         home.store, vault_id=config.vault_id, keys=keys, fs=fs, clock=clock, randomness=randomness
     )
     opened.callback(store.close)
-    book = address_book(home, fs)
-    runtime = WalytisRuntime.start(home.path, mode=mode, peers=book.full())
+    runtime = WalytisRuntime.start(home.path, mode=mode)
     opened.callback(runtime.stop)
     log = VaultLog(
         Database(home.log_database),
@@ -137,7 +136,7 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
         runtime,
         log,
         store,
-        book,
+        address_book(home, fs),
         signer=signer,
         bus_secret=secrets[BUS_SECRET],
         identity_key=secrets[IDENTITY_SECRET],

@@ -1,6 +1,7 @@
 """Where other members' nodes were last seen: a small file of multiaddrs by peer id.
 
-libp2p proves who answers there, so a wrong entry costs a failed dial and nothing else.
+libp2p proves who answers there, so a wrong entry costs a failed dial and nothing else: what others say never goes into
+the configuration of the node below us, which it could keep from starting.
 """
 
 from __future__ import annotations
@@ -42,10 +43,6 @@ class AddressBook:
     def known(self) -> dict[str, Addresses]:
         """All of them."""
         return dict(self._known)
-
-    def full(self) -> tuple[str, ...]:
-        """All of them as multiaddrs with /p2p/…"""
-        return tuple(f"{a}/p2p/{peer_id}" for peer_id, addresses in self.known().items() for a in addresses)
 
     def learn(self, peer_id: str, addresses: Addresses, *, hearsay: bool = False) -> None:
         """Remember where a peer is; what others say counts only when nothing is known."""

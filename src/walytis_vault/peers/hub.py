@@ -26,7 +26,7 @@ from walytis_vault.peers.network import PeerNetwork
 
 
 def address_book(home: Home, fs: FileSystem) -> AddressBook:
-    """Where other nodes were last seen; needed before the Walytis node starts."""
+    """Where other nodes were last seen."""
     return AddressBook(home.prepare_peers() / "addresses.json", fs)
 
 
