@@ -29,7 +29,7 @@ STALE_S: Final = 25.0
 """A device that did not answer for so long counts as gone."""
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
-TICK_S: Final = 0.5
+TICK_S: Final = 1.0
 DIALS: Final = 4
 """Devices that are dialled at once (a count)."""
 PULL_ROUNDS: Final = 100_000
