@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -36,6 +36,8 @@ from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.plugins import load_views
 from walytis_vault.service import NodeService
 
+STOP_LOOK_S: Final = 0.5
+
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +61,9 @@ def run_node(
     with contextlib.ExitStack() as opened:
         endpoint = _open(Home(path, OsFileSystem()), passphrase, network, opened)
         on_ready(endpoint)
-        stop.wait()
+        # A signal that the kernel gives to a thread of a library is handled when this one wakes, and not before.
+        while not stop.wait(STOP_LOOK_S):
+            pass
         _log.info("closing")
 
 
