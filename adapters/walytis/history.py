@@ -14,7 +14,8 @@ from typing import Final
 import apsw
 
 from walytis_vault.adapters.walytis.judge import Judge
-from walytis_vault.adapters.walytis.log_index import BatchRow, LogIndex
+from walytis_vault.adapters.walytis.log_index import LogIndex
+from walytis_vault.adapters.walytis.log_rows import BatchRow
 from walytis_vault.domain.batch import decode_batch
 from walytis_vault.domain.forgetting import Order
 

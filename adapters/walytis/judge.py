@@ -15,7 +15,8 @@ from typing import Final
 import apsw
 import msgspec
 
-from walytis_vault.adapters.walytis.log_index import BatchRow, EventRow, LogIndex
+from walytis_vault.adapters.walytis.log_index import LogIndex
+from walytis_vault.adapters.walytis.log_rows import BatchRow, EventRow
 from walytis_vault.domain.batch import SignedBatch, decode_batch, key_id_of, key_id_of_device
 from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.events import (

@@ -12,74 +12,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import apsw
-import msgspec
 from eventsourcing.dcb.api import DCBQuery
 
 from walytis_vault.adapters.storage.database import Database
+from walytis_vault.adapters.walytis.log_rows import (
+    BATCH_COLUMNS,
+    SCHEMA,
+    TAGS_ENCODER,
+    BatchRow,
+    EventRow,
+    batch_row,
+    logged_event,
+    where_clause,
+)
 from walytis_vault.adapters.walytis.receipts import find_reply
 from walytis_vault.domain.batch import SignedBatch
-from walytis_vault.domain.events import LoggedEvent, Origin
+from walytis_vault.domain.events import LoggedEvent
 from walytis_vault.domain.ids import BatchId
 
 BLOCK_TO_COME: Final = 2
 """State `on_chain` of a batch that came from a member directly: the block is still the record, and on its way."""
-
-SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS batches(
-  seq INTEGER PRIMARY KEY, batch_id BLOB NOT NULL UNIQUE, device TEXT NOT NULL, author TEXT NOT NULL,
-  key_id BLOB NOT NULL, number INTEGER NOT NULL, depth INTEGER NOT NULL, context INTEGER NOT NULL,
-  time_ms INTEGER NOT NULL, on_chain INTEGER NOT NULL, void INTEGER NOT NULL DEFAULT 0,
-  first INTEGER NOT NULL, count INTEGER NOT NULL, membership INTEGER NOT NULL, block BLOB, envelope BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS batches_device ON batches(device, number);
-CREATE INDEX IF NOT EXISTS batches_block ON batches(block);
-CREATE INDEX IF NOT EXISTS batches_pending ON batches(seq) WHERE on_chain = 0;
-CREATE INDEX IF NOT EXISTS batches_membership ON batches(seq) WHERE membership = 1;
-CREATE TABLE IF NOT EXISTS events(
-  position INTEGER PRIMARY KEY, batch INTEGER NOT NULL REFERENCES batches, idx INTEGER NOT NULL,
-  topic TEXT NOT NULL, data BLOB NOT NULL, tags BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS events_topic ON events(topic, position);
-CREATE TABLE IF NOT EXISTS tags(tag TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY(tag, position)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS heads(batch_id BLOB PRIMARY KEY, depth INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS contexts(context INTEGER PRIMARY KEY, batch_ids BLOB NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS blocks(
-  number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, verdict TEXT NOT NULL, reason TEXT);
-CREATE TABLE IF NOT EXISTS epoch(only INTEGER PRIMARY KEY CHECK(only = 1), value INTEGER NOT NULL);
-INSERT OR IGNORE INTO epoch VALUES(1, abs(random() % 1000000007));
-CREATE INDEX IF NOT EXISTS blocks_verdict ON blocks(verdict);
-CREATE TABLE IF NOT EXISTS waiting(missing BLOB NOT NULL, key BLOB NOT NULL, PRIMARY KEY(missing, key)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS replies(
-  client TEXT NOT NULL, request_id BLOB NOT NULL, digest BLOB NOT NULL, reply BLOB NOT NULL, made_ms INTEGER NOT NULL,
-  PRIMARY KEY(client, request_id)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS replies_made ON replies(made_ms);
-"""
-
-
-class BatchRow(msgspec.Struct, frozen=True):
-    """What the index knows of one batch."""
-
-    seq: int
-    batch_id: BatchId
-    device: str
-    author: str
-    number: int
-    depth: int
-    context: int
-    on_chain: bool
-    void: bool
-    membership: bool
-
-
-class EventRow(msgspec.Struct, frozen=True):
-    """One event on its way into the index."""
-
-    topic: str
-    data: bytes
-    tags: list[str]
-
-
-_tags_encoder = msgspec.msgpack.Encoder()
-_tags_decoder = msgspec.msgpack.Decoder(list[str])
-_BATCH_COLUMNS: Final = "seq, batch_id, device, author, number, depth, context, on_chain, void, membership"
 
 
 class LogIndex:
@@ -183,7 +135,7 @@ class LogIndex:
 
     def read(self, query: DCBQuery | None, after: int, limit: int, upto: int) -> list[tuple[int, LoggedEvent]]:
         """Return up to `limit` events with after < position <= upto that match the query, in order."""
-        where, params = _where(query)
+        where, params = where_clause(query)
         sql = (
             "SELECT e.position, e.topic, e.data, e.tags, e.idx, b.batch_id, b.depth, b.author, b.device, b.number,"
             f" b.time_ms FROM events e JOIN batches b ON b.seq = e.batch WHERE b.void = 0 AND {where}"
@@ -191,11 +143,11 @@ class LogIndex:
         )
         with self.database.read() as connection:
             rows = connection.execute(sql, (*params, after, upto, limit)).fetchall()
-        return [(row[0], _logged(row)) for row in rows]  # type: ignore[misc]
+        return [(row[0], logged_event(row)) for row in rows]  # type: ignore[misc]
 
     def matches(self, connection: apsw.Connection, query: DCBQuery, after: int) -> bool:
         """Whether any event beyond `after` matches, pending ones included. Call inside a transaction."""
-        where, params = _where(query)
+        where, params = where_clause(query)
         sql = (
             f"SELECT 1 FROM events e JOIN batches b ON b.seq = e.batch WHERE b.void = 0 AND {where}"
             " AND e.position > ? LIMIT 1"
@@ -205,18 +157,18 @@ class LogIndex:
     def batch(self, connection: apsw.Connection, batch_id: bytes) -> BatchRow | None:
         """Look a batch up by its id."""
         row = connection.execute(
-            f"SELECT {_BATCH_COLUMNS} FROM batches WHERE batch_id = ?",
+            f"SELECT {BATCH_COLUMNS} FROM batches WHERE batch_id = ?",
             (batch_id,),
         ).fetchone()
-        return _batch_row(row) if row else None
+        return batch_row(row) if row else None
 
     def last_batch_of(self, connection: apsw.Connection, device: str) -> BatchRow | None:
         """The batch of a device with the highest number."""
         row = connection.execute(
-            f"SELECT {_BATCH_COLUMNS} FROM batches WHERE device = ? ORDER BY number DESC, batch_id LIMIT 1",
+            f"SELECT {BATCH_COLUMNS} FROM batches WHERE device = ? ORDER BY number DESC, batch_id LIMIT 1",
             (device,),
         ).fetchone()
-        return _batch_row(row) if row else None
+        return batch_row(row) if row else None
 
     def pending(self) -> list[tuple[BatchId, bytes]]:
         """(batch id, envelope) of local batches that are not on the chain, oldest first."""
@@ -283,7 +235,7 @@ class LogIndex:
         seq = connection.last_insert_rowid()
         connection.executemany(
             "INSERT INTO events VALUES(?,?,?,?,?,?)",
-            [(first + i, seq, i, e.topic, e.data, _tags_encoder.encode(e.tags)) for i, e in enumerate(events)],
+            [(first + i, seq, i, e.topic, e.data, TAGS_ENCODER.encode(e.tags)) for i, e in enumerate(events)],
         )
         connection.executemany(
             "INSERT OR IGNORE INTO tags VALUES(?,?)",
@@ -404,33 +356,3 @@ class LogIndex:
         row = connection.execute("SELECT batch_ids FROM contexts WHERE context = ?", (context,)).fetchone()
         packed = bytes(row[0]) if row else b""
         return frozenset(packed[i : i + 32] for i in range(0, len(packed), 32))
-
-
-def _where(query: DCBQuery | None) -> tuple[str, list[str]]:
-    """Translate a DCB query; every item is a conjunction, the items a disjunction."""
-    if query is None or not query.items:
-        return "1", []
-    parts: list[str] = []
-    params: list[str] = []
-    for item in query.items:
-        clauses = []
-        if item.types:
-            clauses.append(f"e.topic IN ({','.join('?' * len(item.types))})")
-            params += item.types
-        for tag in item.tags:
-            clauses.append("e.position IN (SELECT position FROM tags WHERE tag = ?)")
-            params.append(tag)
-        parts.append("(" + (" AND ".join(clauses) or "1") + ")")
-    return "(" + " OR ".join(parts) + ")", params
-
-
-def _batch_row(row: tuple[Any, ...]) -> BatchRow:
-    return BatchRow(row[0], BatchId(row[1]), *row[2:7], *(bool(flag) for flag in row[7:]))
-
-
-def _logged(row: tuple[Any, ...]) -> LoggedEvent:
-    _, topic, data, tags, idx, batch_id, depth, author, device, number, time_ms = row
-    origin = Origin(
-        batch_id=batch_id, index=idx, depth=depth, author=author, device=device, number=number, time_ms=time_ms
-    )
-    return LoggedEvent(type=topic, data=data, tags=_tags_decoder.decode(tags), origin=origin)

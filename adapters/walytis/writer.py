@@ -17,12 +17,13 @@ from typing import Final
 
 import apsw
 import msgspec
-from eventsourcing.dcb.api import DCBAppendCondition, DCBEvent, DCBQuery
+from eventsourcing.dcb.api import DCBAppendCondition, DCBEvent
 from eventsourcing.persistence import IntegrityError
 
+from walytis_vault.adapters.walytis.appends import PendingAppend, event_matches, fail_all
 from walytis_vault.adapters.walytis.judge import Accepted
 from walytis_vault.adapters.walytis.ledger import Ledger
-from walytis_vault.adapters.walytis.log_index import EventRow
+from walytis_vault.adapters.walytis.log_rows import EventRow
 from walytis_vault.adapters.walytis.receipts import Appended, Receipt, find_reply, keep_reply
 from walytis_vault.domain.batch import BATCH_VERSION, BatchBody, EventRecord, SignedBatch, seal_batch
 from walytis_vault.domain.errors import (
@@ -31,7 +32,6 @@ from walytis_vault.domain.errors import (
     NotYetAvailableError,
     PermissionRefusedError,
     StorageError,
-    TimedOutError,
     TransportError,
     VaultError,
 )
@@ -50,42 +50,6 @@ LINGER_S: Final = 0.002
 """How long a batch waits for more when the last one had several appends. A lone append never waits."""
 RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)
 """Waits between attempts to create a block; the last one repeats."""
-
-
-class _Append:
-    """One append on its way. Its answer comes through a bare lock: a Future costs as much as all the rest."""
-
-    __slots__ = ("_answer", "_latch", "condition", "receipt", "records", "rows", "size")
-
-    def __init__(
-        self,
-        records: list[EventRecord],
-        rows: list[EventRow],
-        condition: DCBAppendCondition | None,
-        receipt: Receipt | None,
-        size: int,
-    ) -> None:
-        self.records, self.rows, self.size = records, rows, size
-        self.condition, self.receipt = condition, receipt
-        self._answer: Appended | Exception | None = None
-        self._latch = threading.Lock()
-        self._latch.acquire()
-
-    def answer(self, answer: Appended | Exception) -> None:
-        """Give the answer; only the first one counts."""
-        if self._answer is None:
-            self._answer = answer
-            self._latch.release()
-
-    def wait(self, timeout: float) -> Appended:
-        """The answer, within `timeout` seconds."""
-        if not self._latch.acquire(timeout=timeout) or self._answer is None:
-            raise TimedOutError(
-                f"not on the chain after {timeout:.0f} s: it may still get there; retry with the same request id"
-            )
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer
 
 
 class LogWriter:
@@ -121,7 +85,7 @@ class LogWriter:
         self._device = device
         self._clock = clock
         self._limits = limits
-        self._queue: deque[_Append] = deque()
+        self._queue: deque[PendingAppend] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._crowd = 0
@@ -176,7 +140,7 @@ class LogWriter:
 
     def _prepare(
         self, events: Sequence[DCBEvent], condition: DCBAppendCondition | None, receipt: Receipt | None
-    ) -> _Append:
+    ) -> PendingAppend:
         if not events:
             raise MisuseError("append needs at least one event")
         records = [EventRecord(*self._table.pack(e)) for e in events]
@@ -184,7 +148,7 @@ class LogWriter:
         size = sum(len(r.topic) + len(r.payload) + EVENT_OVERHEAD for r in records)
         if size > self._room() or len(records) > self._limits.batch_events:
             raise MisuseError(f"{len(records)} events of {size} bytes do not fit into one batch: append them in parts")
-        return _Append(records, rows, condition, receipt, size)
+        return PendingAppend(records, rows, condition, receipt, size)
 
     def _room(self) -> int:
         """Bytes for events in one batch, after the largest possible head of it."""
@@ -200,14 +164,14 @@ class LogWriter:
             try:
                 self._commit(group)
             except VaultError as e:
-                _fail(group, e)
+                fail_all(group, e)
             except Exception as e:  # the thread must live, and the callers must hear of it
-                _fail(group, StorageError(f"the log could not be written: {type(e).__name__}: {e}"))
+                fail_all(group, StorageError(f"the log could not be written: {type(e).__name__}: {e}"))
         if self._index.has_marks:
             with contextlib.suppress(VaultError):  # a mark that is lost is found again on the chain
                 self._flush_marks()
 
-    def _take(self) -> list[_Append]:
+    def _take(self) -> list[PendingAppend]:
         """Wait for work; return all that fits into one batch, oldest first. Empty when closing."""
         with self._changed:
             waited = self._changed.wait_for(
@@ -223,7 +187,7 @@ class LogWriter:
             if self._closing:
                 return []
             self._crowd = len(self._queue)
-            group: list[_Append] = []
+            group: list[PendingAppend] = []
             size = count = 0
             while self._queue:
                 append = self._queue[0]
@@ -236,9 +200,9 @@ class LogWriter:
                 count += len(append.records)
             return group
 
-    def _commit(self, group: list[_Append]) -> None:
+    def _commit(self, group: list[PendingAppend]) -> None:
         """One transaction, one block, for everyone in the group whose condition holds."""
-        answers: list[tuple[_Append, Appended | Exception]] = []
+        answers: list[tuple[PendingAppend, Appended | Exception]] = []
         batch: SignedBatch | None = None
         fault("append.before_index")
         try:
@@ -261,10 +225,13 @@ class LogWriter:
             append.answer(answer)
 
     def _stage(
-        self, connection: apsw.Connection, group: list[_Append], answers: list[tuple[_Append, Appended | Exception]]
-    ) -> list[_Append]:
+        self,
+        connection: apsw.Connection,
+        group: list[PendingAppend],
+        answers: list[tuple[PendingAppend, Appended | Exception]],
+    ) -> list[PendingAppend]:
         """Those of the group that take effect: new request ids whose conditions hold, one after the other."""
-        staged: list[_Append] = []
+        staged: list[PendingAppend] = []
         (position,) = next(connection.execute("SELECT coalesce(max(position), 0) FROM events"))
         ids: set[tuple[str, bytes]] = set()
         for append in group:
@@ -289,12 +256,12 @@ class LogWriter:
             staged.append(append)
         return staged
 
-    def _put_back(self, append: _Append) -> None:
+    def _put_back(self, append: PendingAppend) -> None:
         with self._changed:
             self._queue.appendleft(append)
 
     def _violated(
-        self, connection: apsw.Connection, condition: DCBAppendCondition, staged: list[_Append], position: int
+        self, connection: apsw.Connection, condition: DCBAppendCondition, staged: list[PendingAppend], position: int
     ) -> bool:
         """Whether an event that is recorded, or comes before this one in the same batch, fails the condition."""
         after = condition.after or 0
@@ -303,12 +270,15 @@ class LogWriter:
         for append in staged:
             for row in append.rows:
                 position += 1
-                if position > after and _matches(condition.fail_if_events_match, row):
+                if position > after and event_matches(condition.fail_if_events_match, row):
                     return True
         return False
 
     def _record(
-        self, connection: apsw.Connection, staged: list[_Append], answers: list[tuple[_Append, Appended | Exception]]
+        self,
+        connection: apsw.Connection,
+        staged: list[PendingAppend],
+        answers: list[tuple[PendingAppend, Appended | Exception]],
     ) -> SignedBatch:
         """Sign the batch, store it with the replies, and prepare the answers."""
         rows = [row for append in staged for row in append.rows]
@@ -401,16 +371,3 @@ class LogWriter:
             marks = self._index.flush_marks(connection)
         self._index.forget_marks(marks)
         fault("append.after_mark")
-
-
-def _matches(query: DCBQuery, row: EventRow) -> bool:
-    """DCB's rule: any item whose types (if any) include the type and whose tags the event all has."""
-    if not query.items:
-        return True
-    tags = set(row.tags)
-    return any((not i.types or row.topic in i.types) and tags.issuperset(i.tags) for i in query.items)
-
-
-def _fail(group: list[_Append], error: Exception) -> None:
-    for append in group:
-        append.answer(error)
