@@ -152,7 +152,7 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
     hub.start()
 
     def details() -> dict[str, Any]:
-        return {"store": msgspec.structs.asdict(store.usage()), **hub.details()}
+        return {"store": msgspec.structs.asdict(store.usage()), "bus": bus.details(), **hub.details()}
 
     service = NodeService(
         config,
