@@ -83,13 +83,15 @@ def test_one_process_publishes_and_another_hears_of_it(vault: Node) -> None:
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
+        assert child.stdout is not None
         try:
-            assert child.stdout is not None
             assert child.stdout.readline() == "listening\n"
             others = [client.publish(b"while it listens %d" % n) for n in range(2)]
-            out, _ = child.communicate(timeout=30)
+            out = child.stdout.read()  # not communicate(): that would lose what readline() read ahead
         finally:
             child.kill()
+            child.wait()
+            child.stdout.close()
     expected = [f"{p.position} content-published/1 {p.content_id}" for p in (first, *others)]
     assert out.splitlines() == expected
 
