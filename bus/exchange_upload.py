@@ -96,6 +96,9 @@ class UploadExchange:
     def finish(self) -> bytes:
         """All was written: wait for the reply. On the producer's thread. Raises as `write`."""
         with self._condition:
+            # Without data nothing has waited for the node to open the stream: an end before that would be lost.
+            while self._limit < 0 and not self._over():
+                self._condition.wait()
             self._check()
             offset, attempt = self._offset, self._attempt
             self._ending = True

@@ -51,6 +51,11 @@ def test_any_size_comes_back_as_it_was(client: Client, size: int) -> None:
     assert client.request(client.publish(data).content_id) == data
 
 
+def test_an_empty_stream_of_unknown_length_comes_back_empty(client: Client) -> None:
+    """A source that cannot tell its size and gives nothing is an empty content, not a hang."""
+    assert client.request(client.publish(Path("/dev/null")).content_id) == b""
+
+
 def test_what_was_said_about_a_content_is_listed(client: Client) -> None:
     """Name, media type, labels and true size appear in the catalogue at once."""
     published = client.publish(b"hello", name="grüße.txt", media_type="text/plain", labels=("a", "b"))
