@@ -34,6 +34,12 @@ class ConflictError(MisuseError):
     code = "conflict"
 
 
+class ExpiredRequestError(ConflictError):
+    """The request took effect so long ago that its reply is no longer kept. It did not take effect again."""
+
+    code = "expired-request"
+
+
 class PermissionRefusedError(MisuseError):
     """The key of this client does not allow the verb, or only the author may do this."""
 
@@ -68,6 +74,12 @@ class StorageFullError(StorageError):
     """No space left. Free some, then repeat; reading and forgetting still work."""
 
     code = "storage-full"
+
+
+class StorageUnavailableError(StorageError):
+    """The database server that keeps the views cannot be reached now. The node tries again by itself: repeat later."""
+
+    code = "storage-unavailable"
 
 
 class DamagedContentError(StorageError):

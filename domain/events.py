@@ -8,7 +8,7 @@ Field meanings, sizes and the wire form are in docs/wire-format.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Final, Protocol
 
 import msgspec
 from eventsourcing.dcb.api import DCBEvent
@@ -53,13 +53,21 @@ class DeviceKeys(msgspec.Struct, frozen=True, kw_only=True):
     """libp2p peer id: where to open a tunnel to."""
 
 
+ANY_MEMBER: Final = "any-member"
+FOUNDER: Final = "founder"
+REMOVAL_POLICIES: Final = (ANY_MEMBER, FOUNDER)
+OpenReason = Annotated[str, Meta(max_length=LIMITS.reason)]
+"""Characters, in the clear: it belongs to no content under whose key it could be sealed."""
+
+
 class VaultFounded(Event, frozen=True, kw_only=True):
     """The first event of a vault: its first member, the group identity, and who may remove members."""
 
     TOPIC = "vault-founded/1"
     founder: DidText
     group: DidText
-    removal_policy: Annotated[str, Meta(max_length=32)] = "any-member"
+    removal_policy: Annotated[str, Meta(max_length=32)] = ANY_MEMBER
+    """Who may remove others, for ever: `any-member` or `founder`."""
 
     def tags(self) -> list[str]:
         return [f"member:{self.founder}"]
@@ -106,6 +114,21 @@ class MemberRemoved(Event, frozen=True, kw_only=True):
     TOPIC = "member-removed/1"
     member: DidText
     accepted: Annotated[tuple[LastBatch, ...], Meta(max_length=LIMITS.members)]
+    reason: OpenReason = ""
+
+    def tags(self) -> list[str]:
+        return [f"member:{self.member}"]
+
+
+class DeviceRemoved(Event, frozen=True, kw_only=True):
+    """One device of a member goes and the member stays. By another of its devices, or by whoever may remove it."""
+
+    TOPIC = "device-removed/1"
+    member: DidText
+    device: DidText
+    accepted: Annotated[tuple[LastBatch, ...], Meta(max_length=1)]
+    """The device's last batch that counts; empty when it made none."""
+    reason: OpenReason = ""
 
     def tags(self) -> list[str]:
         return [f"member:{self.member}"]
@@ -319,6 +342,7 @@ PRODUCT_EVENTS = ClosedEventTable(
         VaultFounded,
         MemberAdmitted,
         MemberRemoved,
+        DeviceRemoved,
         KeyAnnounced,
         ContentPublished,
         ContentRetracted,
@@ -331,8 +355,11 @@ PRODUCT_EVENTS = ClosedEventTable(
     ]
 )
 
-MEMBERSHIP_TOPICS = frozenset({VaultFounded.TOPIC, MemberAdmitted.TOPIC, MemberRemoved.TOPIC, KeyAnnounced.TOPIC})
+MEMBERSHIP_TOPICS = frozenset(
+    t.TOPIC for t in (VaultFounded, MemberAdmitted, MemberRemoved, DeviceRemoved, KeyAnnounced)
+)
 """Events that decide which keys are valid."""
+REMOVAL_TOPICS = frozenset({MemberRemoved.TOPIC, DeviceRemoved.TOPIC})
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -3,18 +3,22 @@
 Two questions are answered. *Accept*: is a signing key valid for a batch, given only what stands in the batch's
 causal past? *Void*: does a batch count, given everything that is known? A removal names the last batch of each
 of the victim's devices that it accepts, so a batch that was accepted can become void when a concurrent removal
-arrives. Concurrent removals settle by seniority (who was admitted first), which nobody can grind for: ADR 0006.
+arrives. How removals that did not know of each other settle is in `removals`; reasons: ADR 0006.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from walytis_vault.domain.batch import key_id_of_device
+from walytis_vault.domain.errors import ConflictError, PermissionRefusedError, UnknownIdError
 from walytis_vault.domain.events import (
+    ANY_MEMBER,
+    REMOVAL_POLICIES,
     DeviceKeys,
+    DeviceRemoved,
     Event,
     KeyAnnounced,
     LastBatch,
@@ -24,6 +28,7 @@ from walytis_vault.domain.events import (
     VaultFounded,
 )
 from walytis_vault.domain.ids import BatchId, KeyId
+from walytis_vault.domain.removals import Removal, is_cut, settle_removals
 
 
 class MembershipFact(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +48,9 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     admitted_by: str
     """Member DID; the founder admitted itself."""
     devices: tuple[str, ...]
+    """All that it ever had, sorted."""
+    lost: tuple[str, ...]
+    """Those of them that were removed, alone or with the member."""
     removed: bool
 
 
@@ -50,16 +58,37 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     """Who is a member and which keys count, for one set of facts."""
 
     group: str
+    founder: str
+    policy: str
+    """Who may remove others: one of `REMOVAL_POLICIES`."""
     members: Mapping[str, Member]
     keys: Mapping[KeyId, DeviceKeys]
     """Every key that ever counted, superseded ones and those of removed members included."""
     superseded: frozenset[KeyId]
     cuts: Mapping[str, LastBatch | None]
-    """Device -> last batch that counts; None when none does. Devices without a cut are not listed."""
+    """Removed device -> its last batch that counts; None when none does."""
+    spared: frozenset[bytes]
+    """Batches that count although they lie beyond a cut."""
 
     def active(self) -> tuple[str, ...]:
         """DIDs of the members that were not removed, sorted: the electorate of a new ballot."""
         return tuple(sorted(did for did, m in self.members.items() if not m.removed))
+
+    def standing(self) -> list[DeviceKeys]:
+        """The keys of every device that belongs to the vault now."""
+        return [k for i, k in self.keys.items() if self.refusal(i, k.device) is None]
+
+    def stands(self, device: str) -> bool:
+        """Whether a device belongs to the vault now."""
+        return any(k.device == device for k in self.standing())
+
+    def owner(self, device: str) -> str | None:
+        """DID of the member whose device this is or was."""
+        return next((k.member for k in self.keys.values() if k.device == device), None)
+
+    def may_remove(self, by: str, member: str) -> bool:
+        """Whether the founder's policy lets member `by` remove another member, or one of its devices."""
+        return by != member and (self.policy == ANY_MEMBER or by == self.founder)
 
     def refusal(self, key_id: KeyId, device: str) -> str | None:
         """Why a batch signed by this key, with these facts in its causal past, is refused; None if it is not."""
@@ -73,16 +102,14 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         member = self.members.get(keys.member)
         if member is None or member.removed:
             return "author was removed in the batch's causal past"
+        if device in self.cuts:
+            return "signing device was removed in the batch's causal past"
         return None
 
     def is_void(self, key_id: KeyId, device: str, number: int, batch_id: bytes) -> bool:
         """Whether an accepted batch does not count, given all facts that are known."""
-        if key_id not in self.keys:
-            return True
-        if device not in self.cuts:
-            return False
-        cut = self.cuts[device]
-        return cut is None or number > cut.number or (number == cut.number and batch_id != cut.batch_id)
+        cut = is_cut(self.cuts, device, number, batch_id) and batch_id not in self.spared
+        return cut or key_id not in self.keys
 
 
 def fold_membership(facts: Iterable[MembershipFact], root: BatchId) -> Membership:
@@ -93,57 +120,87 @@ def fold_membership(facts: Iterable[MembershipFact], root: BatchId) -> Membershi
         root: id of the founding batch, known from `init` or from the invitation.
     """
     ordered = sorted(facts, key=lambda f: f.origin.order)
-    dropped: set[str] = set()
+    dropped: set[tuple[int, bytes, int]] = set()
     while True:
-        # A removal can void the admission of a member whose own removals were already counted. Dropping such
-        # members only ever grows, so this ends, and it is a function of the set of facts alone.
-        folded = _Fold(ordered, root, frozenset(dropped))
+        # A removal can void the fact that let somebody in whose own removals were already counted. Dropping such
+        # facts only ever grows, so this ends, and it is a function of the set of facts alone.
+        folded = _Fold([f for f in ordered if f.origin.order not in dropped], root)
         ghosts = folded.ghosts()
         if not ghosts:
             return folded.result()
         dropped |= ghosts
 
 
-class _Fold:
-    """One pass, with some members ignored."""
+def decide_remove(
+    membership: Membership, did: str, *, by: str, device: str, reason: str, only_device: bool
+) -> MemberRemoved | DeviceRemoved | None:
+    """The removal to record, without what it accepts; None when it stands already.
 
-    def __init__(self, ordered: list[MembershipFact], root: BatchId, dropped: frozenset[str]) -> None:
+    Args:
+        did: a member's, or a device's; where it is both, the member's unless `only_device`.
+        by, device: member and device that ask.
+    Raises:
+        UnknownIdError: nobody else has this DID. ConflictError: it is the member's last device.
+        PermissionRefusedError: the founder's policy does not let `by` remove it.
+    """
+    owner = did if did in membership.members and not only_device else membership.owner(did)
+    if owner is None or did == device or (did == by and not only_device):
+        raise UnknownIdError(f"{did[:80]} is no other member or device of this vault: see `walytis-vault members`")
+    if membership.members[owner].removed:
+        return None
+    if owner != by and not membership.may_remove(by, owner):
+        raise PermissionRefusedError("by this vault's policy only its founder may remove others")
+    if did == owner and not only_device:
+        return MemberRemoved(member=did, accepted=(), reason=reason)
+    if did in membership.cuts:
+        return None
+    if {k.device for k in membership.standing() if k.member == owner} <= {did}:
+        raise ConflictError(f"it is the only device of {owner}: remove the member instead")
+    return DeviceRemoved(member=owner, device=did, accepted=(), reason=reason)
+
+
+class _Fold:
+    """One pass over the facts that are not dropped, in their shared order."""
+
+    def __init__(self, ordered: list[MembershipFact], root: BatchId) -> None:
         self._root = root
-        self._dropped = dropped
         self._group = ""
         self._founder = ""
+        self._policy = ANY_MEMBER
         self._admitted_by: dict[str, str] = {}
         self._seniority: dict[str, int] = {}
-        self._admission: dict[str, MembershipFact] = {}
         self._keys: dict[KeyId, DeviceKeys] = {}
         self._key_fact: dict[KeyId, MembershipFact] = {}
+        self._device_rank: dict[str, int] = {}
         self._invitations: set[bytes] = set()
         self._superseded: dict[KeyId, MembershipFact] = {}
+        self._entries: list[MembershipFact] = []
+        """What let a member or a key in."""
         self._removed: set[str] = set()
         self._cuts: dict[str, LastBatch | None] = {}
+        self._spared: frozenset[bytes] = frozenset()
         for fact in ordered:
             self._admit(fact)
-        removals = [f for f in ordered if isinstance(f.event, MemberRemoved)]
-        for fact in sorted(removals, key=lambda f: (self._rank(f), f.origin.order)):
-            self._remove(fact)
+        self._settle([r for f in ordered if (r := self._removal(f)) is not None])
+
+    # -- pass 1: who came in, removals ignored ------------------------------------------------------------------
 
     def _admit(self, fact: MembershipFact) -> None:
-        """Pass 1: who came in, in deterministic order, removals ignored."""
         event = fact.event
         if isinstance(event, VaultFounded) and fact.origin.batch_id == self._root and not self._founder:
             self._founder, self._group = event.founder, event.group
+            if event.removal_policy in REMOVAL_POLICIES:
+                self._policy = event.removal_policy
             self._enter(event.founder, event.founder, fact)
         elif isinstance(event, KeyAnnounced):
             founding = fact.origin.batch_id == self._root and event.keys.member == self._founder
             if founding or self._author(fact) == event.keys.member:
                 self._add_key(event.keys, fact)
-                old = KeyId(event.supersedes) if event.supersedes else None
-                if old in self._keys and self._keys[old].member == event.keys.member:
-                    self._superseded.setdefault(old, fact)
+                self._supersede(event, fact)
         elif isinstance(event, MemberAdmitted):
             author = self._author(fact)
             fresh = event.invitation not in self._invitations and event.member not in self._admitted_by
-            if author and fresh and event.keys.member == event.member and event.member not in self._dropped:
+            if author and fresh and event.keys.member == event.member:
                 self._invitations.add(event.invitation)
                 self._enter(event.member, author, fact)
                 self._add_key(event.keys, fact)
@@ -151,7 +208,7 @@ class _Fold:
     def _enter(self, did: str, by: str, fact: MembershipFact) -> None:
         self._admitted_by[did] = by
         self._seniority[did] = len(self._seniority)
-        self._admission[did] = fact
+        self._entries.append(fact)
 
     def _add_key(self, keys: DeviceKeys, fact: MembershipFact) -> None:
         key_id = key_id_of_device(keys)
@@ -159,43 +216,72 @@ class _Fold:
         if owner == keys.member and key_id not in self._keys:
             self._keys[key_id] = keys
             self._key_fact[key_id] = fact
+            self._device_rank.setdefault(keys.device, len(self._device_rank))
+            self._entries.append(fact)
+
+    def _supersede(self, event: KeyAnnounced, fact: MembershipFact) -> None:
+        """A device renews its own keys. Those of the member's other devices only a removal ends, by seniority."""
+        old = KeyId(event.supersedes) if event.supersedes else None
+        if old in self._keys and self._keys[old].device == event.keys.device:
+            self._superseded.setdefault(old, fact)
 
     def _author(self, fact: MembershipFact) -> str | None:
         """Member DID behind the signature; None when the key is not (or no longer) that of a member."""
         keys = self._keys.get(KeyId(fact.key_id))
         return keys.member if keys and keys.member in self._admitted_by else None
 
-    def _rank(self, fact: MembershipFact) -> int:
-        return self._seniority.get(self._author(fact) or "", len(self._seniority))
+    # -- pass 2: removals ---------------------------------------------------------------------------------------
 
-    def _remove(self, fact: MembershipFact) -> None:
-        """Pass 2: removals, seniors first; one in a void batch does nothing."""
-        event = fact.event
-        assert isinstance(event, MemberRemoved)
-        if self._author(fact) is None or event.member not in self._admitted_by or self._is_void(fact):
-            return
-        self._removed.add(event.member)
-        accepted = {a.device: a for a in event.accepted}
+    def _removal(self, fact: MembershipFact) -> Removal | None:
+        """What a fact removes, if its author may; the devices with their last batches that count."""
+        event, author = fact.event, self._author(fact)
+        if not isinstance(event, MemberRemoved | DeviceRemoved) or author is None:
+            return None
+        if event.member not in self._admitted_by:
+            return None
+        permitted = author != event.member and (self._policy == ANY_MEMBER or author == self._founder)
         devices = {k.device for k in self._keys.values() if k.member == event.member}
-        for device in devices:
-            self._cuts[device] = _stricter(self._cuts, device, accepted.get(device))
+        if isinstance(event, DeviceRemoved):
+            permitted = permitted or (author == event.member and event.device != fact.origin.device)
+            devices &= {event.device}
+        if not permitted or not devices:
+            return None
+        accepted = {a.device: a for a in event.accepted}
+        whole = isinstance(event, MemberRemoved)
+        rank = (self._seniority[author], self._device_rank[fact.origin.device], fact.origin.order)
+        return Removal(
+            rank=rank,
+            member=event.member if whole else None,
+            cuts={d: accepted.get(d) for d in sorted(devices)},
+            stands_on=tuple(self._stands_on(fact)),
+        )
+
+    def _stands_on(self, fact: MembershipFact) -> Iterator[Origin]:
+        """The fact's own batch, and those that let its author in, up to the founding one."""
+        while fact.origin.batch_id != self._root:
+            yield fact.origin
+            fact = self._key_fact[KeyId(fact.key_id)]
+
+    def _settle(self, removals: list[Removal]) -> None:
+        standing, self._spared = settle_removals(removals)
+        for removal in standing:
+            if removal.member is not None:
+                self._removed.add(removal.member)
+            for device, cut in removal.cuts.items():
+                self._cuts[device] = _stricter(self._cuts, device, cut)
 
     def _is_void(self, fact: MembershipFact) -> bool:
-        device = fact.origin.device
-        if device not in self._cuts:
-            return False
-        cut = self._cuts[device]
-        return cut is None or fact.origin.number > cut.number
+        at = fact.origin
+        return at.batch_id not in self._spared and is_cut(self._cuts, at.device, at.number, at.batch_id)
 
-    def ghosts(self) -> set[str]:
-        """Members whose admission stands in a void batch."""
-        return {did for did, fact in self._admission.items() if did != self._founder and self._is_void(fact)}
+    def ghosts(self) -> set[tuple[int, bytes, int]]:
+        """Facts in void batches that let somebody in."""
+        return {f.origin.order for f in self._entries if f.origin.batch_id != self._root and self._is_void(f)}
 
     def result(self) -> Membership:
         """The verdict."""
-        live_keys = {i: k for i, k in self._keys.items() if not self._is_void(self._key_fact[i])}
         devices: dict[str, set[str]] = {did: set() for did in self._admitted_by}
-        for keys in live_keys.values():
+        for keys in self._keys.values():
             devices[keys.member].add(keys.device)
         members = {
             did: Member(
@@ -203,13 +289,21 @@ class _Fold:
                 seniority=self._seniority[did],
                 admitted_by=by,
                 devices=tuple(sorted(devices[did])),
+                lost=tuple(sorted(devices[did] & self._cuts.keys())),
                 removed=did in self._removed,
             )
             for did, by in self._admitted_by.items()
         }
         superseded = frozenset(i for i, fact in self._superseded.items() if not self._is_void(fact))
         return Membership(
-            group=self._group, members=members, keys=live_keys, superseded=superseded, cuts=dict(self._cuts)
+            group=self._group,
+            founder=self._founder,
+            policy=self._policy,
+            members=members,
+            keys=dict(self._keys),
+            superseded=superseded,
+            cuts=dict(self._cuts),
+            spared=self._spared,
         )
 
 

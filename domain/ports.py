@@ -92,6 +92,10 @@ class FileSystem(Protocol):
         """Size of a file, None when there is none."""
         ...
 
+    def free_bytes(self, path: str) -> int:
+        """What may still be written to the disk that a path is on."""
+        ...
+
 
 class BlockRef(msgspec.Struct, frozen=True, kw_only=True):
     """One block of the log chain, without its content."""
