@@ -101,11 +101,13 @@ def install(want: Callable[[Any, bytes], None]) -> None:
     subscription.next_message = next_message
 
 
-def update_shared_leaf_blocks(self: Any, leaf_blocks: list[str], already_locked: bool = False) -> None:
+def update_shared_leaf_blocks(
+    self: Any, leaf_blocks: list[str], already_locked: bool = False, *, now: datetime | None = None
+) -> None:
     """Upstream's method of the same name; it costs what is new instead of what is remembered."""
     lock = self._Networking__lslb_lock
     remembered: dict[str, datetime] = self._Networking__shared_leaf_blocks
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     if not already_locked:
         lock.acquire()
     try:
