@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable
 
 from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery
@@ -14,9 +15,13 @@ from walytis_vault.domain.errors import TimedOutError
 
 
 class PendingAppend:
-    """One append on its way. Its answer comes through a bare lock: a Future costs as much as all the rest."""
+    """One append on its way. Its answer comes through a bare lock: a Future costs as much as all the rest.
 
-    __slots__ = ("_answer", "_latch", "condition", "receipt", "records", "rows", "size")
+    Waking a thread costs the waker more than its share of a batch. So the writer wakes one of those that it
+    answered, and each wakes the next: the writer is at its next batch meanwhile.
+    """
+
+    __slots__ = ("_answer", "_latch", "_left", "_to_wake", "condition", "receipt", "records", "rows", "size")
 
     def __init__(
         self,
@@ -31,22 +36,71 @@ class PendingAppend:
         self._answer: Appended | Exception | None = None
         self._latch = threading.Lock()
         self._latch.acquire()
+        self._left = False
+        self._to_wake: deque[PendingAppend] = deque()
 
-    def answer(self, answer: Appended | Exception) -> None:
-        """Give the answer; only the first one counts."""
+    def settle(self, answer: Appended | Exception, to_wake: deque[PendingAppend]) -> None:
+        """Give the answer, without waking the one who waits; only the first one counts.
+
+        Args:
+            to_wake: all that were answered together; whoever wakes takes the next from it and wakes that.
+        """
         if self._answer is None:
+            self._to_wake = to_wake
             self._answer = answer
-            self._latch.release()
+            to_wake.append(self)
 
     def wait(self, timeout: float) -> Appended:
         """The answer, within `timeout` seconds."""
-        if not self._latch.acquire(timeout=timeout) or self._answer is None:
-            raise TimedOutError(
+        answer = self.outcome(timeout)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def outcome(self, timeout: float) -> Appended | Exception:
+        """The same, with errors returned."""
+        if not self._latch.acquire(timeout=timeout):
+            # From here on nobody waits for us to wake the next; whoever came too early for that, it is our turn.
+            self._left = True
+        wake_next(self._to_wake)
+        if self._answer is None:
+            return TimedOutError(
                 f"not on the chain after {timeout:.0f} s: it may still get there; retry with the same request id"
             )
-        if isinstance(self._answer, Exception):
-            raise self._answer
         return self._answer
+
+    def wake(self) -> bool:
+        """Wake the one who waits; False when it has left."""
+        self._latch.release()
+        return not self._left
+
+
+Answers = list[tuple[PendingAppend, Appended | Exception]]
+"""What each of a group is told."""
+
+
+def wake_next(waiting: deque[PendingAppend]) -> None:
+    """Wake the next one that still waits; it wakes the one after it."""
+    while True:
+        try:
+            append = waiting.popleft()
+        except IndexError:
+            return
+        if append.wake():
+            return
+
+
+def answer_all(answers: Iterable[tuple[PendingAppend, Appended | Exception]]) -> None:
+    """Answer these, first come first served."""
+    to_wake: deque[PendingAppend] = deque()
+    for append, answer in answers:
+        append.settle(answer, to_wake)
+    wake_next(to_wake)
+
+
+def fail_all(group: Iterable[PendingAppend], error: Exception) -> None:
+    """Give all of them the same answer."""
+    answer_all((append, error) for append in group)
 
 
 def event_matches(query: DCBQuery, row: EventRow) -> bool:
@@ -55,8 +109,3 @@ def event_matches(query: DCBQuery, row: EventRow) -> bool:
         return True
     tags = set(row.tags)
     return any((not i.types or row.topic in i.types) and tags.issuperset(i.tags) for i in query.items)
-
-
-def fail_all(group: Iterable[PendingAppend], error: Exception) -> None:
-    for append in group:
-        append.answer(error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from walytis_vault.domain.errors import UntrustedInputError
@@ -157,3 +157,27 @@ def _base254(number: int) -> bytes:
     while number := number // 254:
         digits.insert(0, number % 254 + 2)
     return bytes(digits)
+
+
+def time_of(block_id: bytes) -> datetime:
+    """The time (UTC) that a block id states; nobody vouches for it. Raises UntrustedInputError."""
+    fields = short_of(block_id).split(_FIELD_SEPARATOR)
+    parts = fields[3].split(b"\1") if len(fields) == FIELDS else []
+    if len(parts) != 7 or any(not 1 <= len(part) <= 4 or min(part) < 2 for part in parts):
+        raise UntrustedInputError("malformed time in a block id")
+    numbers = [0] * 7
+    for place, part in enumerate(parts):
+        for digit in part:
+            numbers[place] = numbers[place] * 254 + digit - 2
+    try:
+        return datetime(*numbers[:6], numbers[6], tzinfo=UTC)  # type: ignore[misc, arg-type]
+    except ValueError as e:
+        raise UntrustedInputError("malformed time in a block id") from e
+
+
+def topics_of(block_id: bytes) -> list[str]:
+    """The topics that a block id states. Raises UntrustedInputError."""
+    fields = short_of(block_id).split(_FIELD_SEPARATOR)
+    if len(fields) != FIELDS:
+        raise UntrustedInputError("malformed block id")
+    return [topic.decode(errors="replace") for topic in fields[4].split(b"\0") if topic]

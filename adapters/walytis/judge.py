@@ -22,6 +22,10 @@ from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.events import (
     MEMBERSHIP_TOPICS,
     PRODUCT_EVENTS,
+    REMOVAL_POLICIES,
+    REMOVAL_TOPICS,
+    DeviceKeys,
+    DeviceRemoved,
     EventTable,
     KeyAnnounced,
     LastBatch,
@@ -103,7 +107,7 @@ class Judge:
         events = self._unpack(batch)
         is_membership = any(e.topic in MEMBERSHIP_TOPICS for e in events)
         if is_membership:
-            self._check_membership_events(connection, events, parents, membership, keys.member)
+            self._check_membership_events(connection, events, parents, membership, keys)
         return Accepted(place, keys.member, events, is_membership)
 
     def place(self, connection: apsw.Connection, parents: Sequence[BatchRow]) -> Place:
@@ -149,6 +153,8 @@ class Judge:
         front: list[tuple[int, bytes]] = []
         seen: set[bytes] = set()
         found: dict[str, LastBatch] = {}
+        # Looking for what a silent device wrote would walk the whole log.
+        devices = frozenset(d for d in devices if self._index.last_batch_of(connection, d))
 
         def visit(batch_id: bytes) -> None:
             if batch_id not in seen and (row := self._index.batch(connection, batch_id)):
@@ -175,6 +181,8 @@ class Judge:
         founded, announced = (*decoded, None, None)[:2]
         if not isinstance(founded, VaultFounded) or not isinstance(announced, KeyAnnounced):
             raise UntrustedInputError("founding batch does not begin with VaultFounded and KeyAnnounced")
+        if founded.removal_policy not in REMOVAL_POLICIES:
+            raise UntrustedInputError("the vault's rule for removals is not known: it needs a newer walytis-vault")
         keys = announced.keys
         if key_id_of_device(keys) != batch.body.key_id or keys.device != batch.body.author:
             raise UntrustedInputError("founding batch is not signed by the key that it announces")
@@ -197,7 +205,7 @@ class Judge:
         events: Sequence[EventRow],
         parents: Sequence[BatchRow],
         membership: Membership,
-        author: str,
+        keys: DeviceKeys,
     ) -> None:
         """Refuse what the author cannot claim, given the batch's causal past."""
         for row in events:
@@ -205,18 +213,40 @@ class Judge:
                 raise UntrustedInputError("a vault is founded once")
             if row.topic == KeyAnnounced.TOPIC:
                 event = PRODUCT_EVENTS.decode(row.topic, row.data)
-                if isinstance(event, KeyAnnounced) and event.keys.member != author:
+                if isinstance(event, KeyAnnounced) and event.keys.member != keys.member:
                     raise UntrustedInputError("key announced for another member")
-            if row.topic == MemberRemoved.TOPIC:
-                event = PRODUCT_EVENTS.decode(row.topic, row.data)
-                assert isinstance(event, MemberRemoved)
-                victim = membership.members.get(event.member)
-                if victim is None or victim.removed:
-                    raise UntrustedInputError("removal of somebody who is not a member")
-                true_past = self.last_batches(
-                    connection, [p.batch_id for p in parents], frozenset(victim.devices)
-                )  # fmt: skip
-                if tuple(sorted(event.accepted, key=lambda a: a.device)) != true_past:
-                    raise UntrustedInputError(
-                        "removal does not name the victim's last batches that its author had seen"
-                    )
+            if row.topic in REMOVAL_TOPICS:
+                self._check_removal(connection, row, [p.batch_id for p in parents], membership, keys)
+
+    def _check_removal(
+        self,
+        connection: apsw.Connection,
+        row: EventRow,
+        parents: Sequence[BatchId],
+        membership: Membership,
+        keys: DeviceKeys,
+    ) -> None:
+        event = PRODUCT_EVENTS.decode(row.topic, row.data)
+        assert isinstance(event, MemberRemoved | DeviceRemoved)
+        victim = membership.members.get(event.member)
+        if victim is None or victim.removed:
+            raise UntrustedInputError("removal of somebody who is not a member")
+        if isinstance(event, DeviceRemoved):
+            if event.device not in victim.devices or event.device in victim.lost or event.device == keys.device:
+                raise UntrustedInputError("removal of what is no other device of that member")
+            permitted = event.member == keys.member or membership.may_remove(keys.member, event.member)
+        else:
+            permitted = membership.may_remove(keys.member, event.member)
+        if not permitted:
+            raise UntrustedInputError("removal by somebody whom the founder's policy does not let remove others")
+        true_past = self.last_batches(connection, parents, removed_devices(event, membership))
+        if tuple(sorted(event.accepted, key=lambda a: a.device)) != true_past:
+            raise UntrustedInputError("removal does not name the victim's last batches that its author had seen")
+
+
+def removed_devices(event: MemberRemoved | DeviceRemoved, membership: Membership) -> frozenset[str]:
+    """The devices that a removal ends, given its causal past."""
+    if isinstance(event, DeviceRemoved):
+        return frozenset({event.device})
+    victim = membership.members.get(event.member)
+    return frozenset(victim.devices if victim else ())

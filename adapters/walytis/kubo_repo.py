@@ -25,6 +25,16 @@ from walytis_vault.domain.faults import fault
 MODES: Final = ("loopback", "lan", "public")
 GOOD_COPY: Final = "config.good"
 DEFAULT_PORT: Final = 4001
+PUBLIC_BOOTSTRAP: Final = tuple(
+    f"/dnsaddr/bootstrap.libp2p.io/p2p/{peer}"
+    for peer in (
+        "QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
+        "QmQCU2EcMqAqQPR2i9bChDtGNJchTbq5TbXJJ16u19uLTa",
+        "QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb",
+        "QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
+    )
+)
+"""Kubo's own default, for a repository whose list was emptied by another mode."""
 
 
 def prepare(folder: Path, *, mode: str, port: int | None, peers: tuple[str, ...]) -> str:
@@ -61,6 +71,7 @@ def _configure(config: dict[str, Any], *, mode: str, host: str, port: int, peeri
     config["Addresses"].update(Swarm=[f"/ip4/{host}/tcp/{port}"], API=[], Gateway=[])
     if mode == "public":
         config["Addresses"]["Swarm"].append(f"/ip4/{host}/udp/{port}/quic-v1")
+        config["Bootstrap"] = config.get("Bootstrap") or list(PUBLIC_BOOTSTRAP)
     else:
         config["Bootstrap"] = []
     config["Discovery"] = {"MDNS": {"Enabled": mode == "lan"}}

@@ -14,6 +14,7 @@ import apsw
 from walytis_vault.adapters.walytis.judge import Accepted, Judge, Waiting
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.domain.batch import SignedBatch
+from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.ids import BatchId, KeyId
 from walytis_vault.domain.membership import Membership, fold_membership
 
@@ -74,6 +75,9 @@ class Ledger:
         """
         known = self.index.batch(connection, batch.batch_id)
         if known is not None:
+            if not self.index.holds(connection, batch):
+                # The id covers the body: with other signatures anybody could pass a copy off as the batch's block.
+                raise UntrustedInputError("repeats a batch with another signature")
             if block is not None and not known.on_chain:
                 self.index.mark_on_chain(connection, batch.batch_id, block)
             elif block is not None:
@@ -112,6 +116,7 @@ class Ledger:
                 callback()
 
     def forget_current(self) -> None:
-        """Fold again at the next question: a transaction that changed membership was rolled back."""
+        """Fold again at the next question: a transaction was rolled back that may have changed membership."""
+        self.index.overdue.rolled_back()
         with self._lock:
             self._current = None

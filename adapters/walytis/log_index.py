@@ -25,8 +25,10 @@ from walytis_vault.adapters.walytis.log_rows import (
     logged_event,
     where_clause,
 )
+from walytis_vault.adapters.walytis.overdue import Overdue
 from walytis_vault.adapters.walytis.receipts import find_reply
 from walytis_vault.domain.batch import SignedBatch
+from walytis_vault.domain.errors import VaultError
 from walytis_vault.domain.events import LoggedEvent
 from walytis_vault.domain.ids import BatchId
 
@@ -42,6 +44,7 @@ class LogIndex:
         self.database = database
         with database.transaction() as connection:
             connection.execute(SCHEMA)
+        self.overdue = Overdue(database)
         self._advanced = threading.Condition()
         self._listeners: set[threading.Event] = set()
         self._horizon = 0
@@ -60,6 +63,11 @@ class LogIndex:
     def horizon(self) -> int:
         """The last position that readers may see; 0 when there is none."""
         return self._horizon
+
+    @property
+    def last(self) -> int:
+        """The last position that was given to an event, whether readers may see it or not."""
+        return self._last
 
     def publish_horizon(self, last: int | None = None) -> int:
         """Let readers see everything up to the first event that is not on the chain yet; wake the waiting.
@@ -97,6 +105,7 @@ class LogIndex:
             marks = dict(self._unmarked)
         for batch_id, block in marks.items():
             self.mark_on_chain(connection, batch_id, block)
+        self.overdue.flush(connection)
         return list(marks)
 
     def forget_marks(self, batch_ids: Iterable[bytes]) -> None:
@@ -176,16 +185,48 @@ class LogIndex:
             rows = connection.execute("SELECT batch_id, envelope FROM batches WHERE on_chain = 0 ORDER BY seq")
             return [(BatchId(bytes(r[0])), bytes(r[1])) for r in rows]
 
+    def without_block(self, most: int = 256) -> tuple[int, list[BatchId]]:
+        """How many batches came from members directly and have no block yet, and the ids of the first of them."""
+        where = "FROM batches WHERE on_chain = 2"
+        with self.database.read() as connection:
+            (count,) = next(connection.execute(f"SELECT count(*) {where}"))
+            rows = connection.execute(f"SELECT batch_id {where} ORDER BY seq LIMIT ?", (most,)) if count else ()
+            return int(count), [BatchId(bytes(row[0])) for row in rows]
+
+    def holds(self, connection: apsw.Connection, batch: SignedBatch) -> bool:
+        """Whether exactly these bytes are here, signatures included."""
+        sql = "SELECT envelope = ? FROM batches WHERE batch_id = ?"
+        row = connection.execute(sql, (batch.envelope(), batch.batch_id)).fetchone()
+        return bool(row and row[0])
+
+    def envelope(self, batch_id: bytes) -> bytes | None:
+        """A batch as it was received."""
+        with self.database.read() as connection:
+            row = connection.execute("SELECT envelope FROM batches WHERE batch_id = ?", (batch_id,)).fetchone()
+            return bytes(row[0]) if row else None
+
     def heads(self, connection: apsw.Connection, most: int) -> list[BatchId]:
         """Batches without a known child, deepest first."""
         rows = connection.execute("SELECT batch_id FROM heads ORDER BY depth DESC, batch_id LIMIT ?", (most,))
         return [BatchId(bytes(r[0])) for r in rows]
 
-    def kept_reply(self, client: str, request_id: bytes, digest: bytes) -> bytes | None:
-        """The reply that an earlier request with this id got. Raises ConflictError for another body."""
+    def kept_reply(self, client: str, request_id: bytes, digest: bytes, now_ms: int) -> bytes | None:
+        """The reply that an earlier request with this id got. Raises ConflictError, ExpiredRequestError."""
         with self.database.read() as connection:
-            found = find_reply(connection, client, request_id, digest)
+            found = find_reply(connection, client, request_id, digest, now_ms)
             return found.reply if found else None
+
+    def kept_replies(self, wanted: Sequence[tuple[str, bytes, bytes]], now_ms: int) -> list[bytes | VaultError | None]:
+        """`kept_reply` for many (client, request id, digest) at once, with errors returned."""
+        replies: list[bytes | VaultError | None] = []
+        with self.database.read() as connection:
+            for client, request_id, digest in wanted:
+                try:
+                    found = find_reply(connection, client, request_id, digest, now_ms)
+                    replies.append(found.reply if found else None)
+                except VaultError as e:
+                    replies.append(e)
+        return replies
 
     def has_tag(self, tag: str) -> bool:
         """Whether any event carries the tag, pending ones included."""

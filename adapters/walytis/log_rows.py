@@ -18,7 +18,9 @@ CREATE TABLE IF NOT EXISTS batches(
   first INTEGER NOT NULL, count INTEGER NOT NULL, membership INTEGER NOT NULL, block BLOB, envelope BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS batches_device ON batches(device, number);
 CREATE INDEX IF NOT EXISTS batches_block ON batches(block);
+CREATE INDEX IF NOT EXISTS batches_order ON batches(depth, batch_id);
 CREATE INDEX IF NOT EXISTS batches_pending ON batches(seq) WHERE on_chain = 0;
+CREATE INDEX IF NOT EXISTS batches_without_block ON batches(seq) WHERE on_chain = 2;
 CREATE INDEX IF NOT EXISTS batches_membership ON batches(seq) WHERE membership = 1;
 CREATE TABLE IF NOT EXISTS events(
   position INTEGER PRIMARY KEY, batch INTEGER NOT NULL REFERENCES batches, idx INTEGER NOT NULL,
@@ -36,7 +38,8 @@ CREATE TABLE IF NOT EXISTS waiting(missing BLOB NOT NULL, key BLOB NOT NULL, PRI
 CREATE TABLE IF NOT EXISTS replies(
   client TEXT NOT NULL, request_id BLOB NOT NULL, digest BLOB NOT NULL, reply BLOB NOT NULL, made_ms INTEGER NOT NULL,
   PRIMARY KEY(client, request_id)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS replies_made ON replies(made_ms);
+DROP INDEX IF EXISTS replies_made;
+CREATE INDEX IF NOT EXISTS replies_kept ON replies(made_ms) WHERE reply <> x'';
 """
 
 

@@ -9,9 +9,10 @@ from typing import Final
 import apsw
 import msgspec
 
-from walytis_vault.domain.errors import ConflictError
+from walytis_vault.domain.errors import ConflictError, ExpiredRequestError
 
-REPLY_KEPT_MS: Final = 7 * 24 * 3600 * 1000
+REPLY_KEPT_DAYS: Final = 7
+REPLY_KEPT_MS: Final = REPLY_KEPT_DAYS * 24 * 3600 * 1000
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,30 +35,45 @@ class Appended(msgspec.Struct, frozen=True, kw_only=True):
     repeated: bool = False
 
 
-def find_reply(connection: apsw.Connection, client: str, request_id: bytes, digest: bytes) -> Appended | None:
+def find_reply(
+    connection: apsw.Connection, client: str, request_id: bytes, digest: bytes, now_ms: int
+) -> Appended | None:
     """The kept reply of a request id, None when it is new.
 
     Raises:
         ConflictError: the id was used for another request.
+        ExpiredRequestError: it was used more than 7 days ago; what for is no longer known.
     """
     row = connection.execute(
-        "SELECT digest, reply FROM replies WHERE client = ? AND request_id = ?", (client, request_id)
+        "SELECT digest, reply, made_ms FROM replies WHERE client = ? AND request_id = ?", (client, request_id)
     ).fetchone()
     if row is None:
         return None
-    kept_digest, reply = row
+    kept_digest, reply, made_ms = row
     assert isinstance(kept_digest, bytes)
     assert isinstance(reply, bytes)
+    assert isinstance(made_ms, int)
+    if not reply or made_ms < now_ms - REPLY_KEPT_MS:
+        raise ExpiredRequestError(
+            f"this request id took effect more than {REPLY_KEPT_DAYS} days ago and its reply is no longer kept:"
+            " look at the log for what it did, and make a new id for a new request"
+        )
     if not hmac.compare_digest(kept_digest, digest):
         raise ConflictError("this request id was used for another request: make a new id")
     return Appended(first=0, last=0, reply=reply, repeated=True)
 
 
 def keep_reply(connection: apsw.Connection, receipt: Receipt, first: int, last: int, now_ms: int) -> bytes:
-    """Keep the reply with its events; drop the ones that expired."""
+    """Keep the reply with its events."""
     reply = receipt.make_reply(first, last)
     connection.execute(
         "INSERT INTO replies VALUES(?,?,?,?,?)", (receipt.client, receipt.request_id, receipt.digest, reply, now_ms)
     )
-    connection.execute("DELETE FROM replies WHERE made_ms < ?", (now_ms - REPLY_KEPT_MS,))
     return reply
+
+
+def drop_expired(connection: apsw.Connection, now_ms: int) -> None:
+    """Empty the replies that expired. Their ids stay: an id never takes effect twice, however late it is retried."""
+    connection.execute(
+        "UPDATE replies SET digest = x'', reply = x'' WHERE made_ms < ? AND reply <> x''", (now_ms - REPLY_KEPT_MS,)
+    )

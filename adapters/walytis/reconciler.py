@@ -93,10 +93,13 @@ class Reconciler:
             self._local = True
 
     def local_block(self, ref: BlockRef) -> None:
-        """Our own writer made this block: nothing needs to be judged."""
+        """Our own writer made this block: nothing needs to be judged but what it stands on."""
+        below = [key for key in ref.parents if not self._known(key)]
+        self._index.overdue.note(below)
         with self._changed:
             self._local = False
             self._hints.pop(ref.key, None)
+            self._hints.update((key, found) for key in below if (found := self._chain.find(key)))
             if self._hints or self._look:
                 self._changed.notify()
 
@@ -109,7 +112,7 @@ class Reconciler:
     def catch_up(self) -> int:
         """Judge everything that is known to the chain and new to us; return how many blocks that was."""
         with self._pass_lock:
-            return self._walk(self._chain.leaves())
+            return self._walk(self._everywhere())
 
     def accept(self, envelopes: Iterable[bytes]) -> bool:
         """Judge batches that a member sent directly, causes first, exactly as if they stood in blocks.
@@ -159,11 +162,16 @@ class Reconciler:
                 self._look = False
             try:
                 with self._pass_lock:
-                    self._walk([*hints, *(self._chain.leaves() if whole else [])])
+                    self._walk([*hints, *(self._everywhere() if whole else [])])
                 self.last_error = None
             except (StorageError, TransportError) as e:
                 # Shown by `status`; the next look repeats the whole walk, nothing is lost.
                 self.last_error = str(e)
+
+    def _everywhere(self) -> list[BlockRef]:
+        """Where a walk starts that is to find everything: the leaves, and what is known to be hidden below others."""
+        hidden = (self._chain.find(key) for key in self._index.overdue.left(self._known))
+        return [*self._chain.leaves(), *(ref for ref in hidden if ref is not None)]
 
     def _woken(self) -> bool:
         return self._closing or self._look or bool(self._hints and not self._local)
@@ -223,6 +231,7 @@ class Reconciler:
         judged = 0
         while refs:
             contents = [(ref, self._read(ref)) for ref in refs]
+            self._index.overdue.note(ref.key for ref, content in contents if content is None)
             released: list[bytes] = []
             try:
                 with self._index.database.transaction() as connection:
@@ -230,6 +239,7 @@ class Reconciler:
                         if content is not None:
                             released += self._judge(connection, ref, content)
                             judged += 1
+                    self._index.overdue.flush(connection)
                     fault("reconcile.before_commit")
             except BaseException:
                 self._ledger.forget_current()

@@ -95,6 +95,10 @@ class LogRecorder(DCBRecorder):
         """Append, once for each request id, keeping the reply with the events."""
         return self._writer.append(events, condition, receipt=receipt)
 
+    def append_all(self, appends: Sequence[tuple[Sequence[DCBEvent], Receipt | None]]) -> list[Appended | Exception]:
+        """Append many units with one wait: for each, what `append_once` returns or raises."""
+        return self._writer.append_all(appends)
+
     def listen(self, event: threading.Event) -> None:
         """Set `event` whenever the log may have grown."""
         self.index.listen(event)
@@ -109,24 +113,28 @@ class LogRecorder(DCBRecorder):
 
 
 class LogSubscription(DCBSubscription[LogRecorder]):
-    """Replays and then follows. One consumer thread; `stop` may be called from any other."""
+    """Replays and then follows. One consumer thread; `stop` may be called from any other.
+
+    Each waits for a wake-up of its own, so that stopping one of thousands wakes no other.
+    """
 
     def __init__(self, recorder: LogRecorder, query: DCBQuery | None = None, after: int | None = None) -> None:
         super().__init__(recorder, query, after)
         self._page: list[tuple[int, DCBEvent]] = []
         self._looked_at = after or 0
+        self._woken = threading.Event()
 
     def stop(self) -> None:
         """End the iteration, also one that waits right now."""
         super().stop()
-        self._recorder.index.wake()
+        self._woken.set()
 
     def __next__(self) -> DCBSequencedEvent:
         index = self._recorder.index
         while not self._page:
+            upto = self._wait(index)
             if self._has_been_stopped:
                 raise StopIteration
-            upto = index.wait_beyond(self._looked_at, timeout=None, stopped=self._is_stopped)
             found = index.read(self._query, self._looked_at, PAGE, upto)
             self._page = list(reversed(found))
             self._looked_at = found[-1][0] if len(found) == PAGE else upto
@@ -136,5 +144,15 @@ class LogSubscription(DCBSubscription[LogRecorder]):
         self._last_position = position
         return DCBSequencedEvent(event=event, position=position)
 
-    def _is_stopped(self) -> bool:
-        return self._has_been_stopped
+    def _wait(self, index: LogIndex) -> int:
+        """The log's horizon, once it is beyond what was looked at, or the subscription is stopped."""
+        if index.horizon > self._looked_at:
+            return index.horizon
+        index.listen(self._woken)
+        try:
+            while index.horizon <= self._looked_at and not self._has_been_stopped:
+                self._woken.wait()
+                self._woken.clear()
+        finally:
+            index.unlisten(self._woken)
+        return index.horizon

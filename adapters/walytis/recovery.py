@@ -92,7 +92,7 @@ def _recover_chain(home: Path, folder: Path, rebooted: bool) -> list[str]:
             dropped = index_files.repair(path)
             done.append(f"dropped {dropped} torn bytes from the block list of chain {folder.name}")
     done += _complete_tail(home, folder, {} if rebooted else seen)
-    if not _begins_with_genesis(folder):
+    if not begins_with_genesis(folder):
         target = home / "walytis-broken" / f"{folder.name}-{time.time_ns()}"
         target.parent.mkdir(mode=0o700, exist_ok=True)
         folder.rename(target)
@@ -174,7 +174,8 @@ def save_json(path: Path, content: Any, index_folder: Path) -> None:
     replace_file(good_copy(index_folder, path), data)
 
 
-def _begins_with_genesis(folder: Path) -> bool:
+def begins_with_genesis(folder: Path) -> bool:
+    """Whether a chain's folder holds, as its first block, the one that the folder is named after."""
     for name in index_files.names(folder / "KnownBlocksIndex"):
         with contextlib.suppress(UntrustedInputError):
             for record in index_files.records(folder / "KnownBlocksIndex" / name):

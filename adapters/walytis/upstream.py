@@ -95,8 +95,12 @@ def load_chain(chain_id: str) -> None:
 
 def have_chain(chain_id: str) -> bool:
     """Whether the chain lies in upstream's folder (or runs already)."""
-    folder = Path(core().get_walytis_appdata_dir()) / chain_id
-    return chain_id.isalnum() and (folder / "KnownBlocksIndex").is_dir()
+    return chain_id.isalnum() and (chain_folder(chain_id) / "KnownBlocksIndex").is_dir()
+
+
+def chain_folder(chain_id: str) -> Path:
+    """Where upstream keeps a chain."""
+    return Path(core().get_walytis_appdata_dir()) / chain_id
 
 
 def events() -> Any:

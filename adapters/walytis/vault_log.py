@@ -1,4 +1,4 @@
-"""The log of one vault, put together: index, judge, ledger, writer, reconciler and recorder.
+"""The log of one vault, put together: index, judge, ledger, writer, reconciler, block keeper and recorder.
 
 `found_vault` writes the founding batch, `VaultLog` runs the log of a vault whose founding batch is known.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from walytis_vault.adapters.storage.database import Database
+from walytis_vault.adapters.walytis.block_keeper import BlockKeeper
 from walytis_vault.adapters.walytis.history import LogHistory
 from walytis_vault.adapters.walytis.judge import Judge
 from walytis_vault.adapters.walytis.ledger import Ledger
@@ -80,6 +81,7 @@ class VaultLog:
             local_block=self.reconciler.local_block,
         )
         self.recorder = LogRecorder(self.index, self.writer, LogHistory(self.index, self.judge))
+        self.keeper = BlockKeeper(self.index, chain, self.reconciler.hint, clock)
         self.chain = chain
 
     def start(self) -> None:
@@ -87,13 +89,15 @@ class VaultLog:
         self.reconciler.catch_up()
         self.writer.start()
         self.reconciler.start()
+        self.keeper.start()
 
     def membership(self) -> Membership:
         """Members and keys, given everything that is known."""
         return self.ledger.current()
 
     def close(self) -> None:
-        """Stop both threads and close the index. Bounded; nothing acknowledged is lost."""
+        """Stop all threads and close the index. Bounded; nothing acknowledged is lost."""
+        self.keeper.close()
         self.reconciler.close()
         self.writer.close()
         self.index.wake()

@@ -1,8 +1,9 @@
 """Group commit: everything that waits goes into one batch = one block = one signature.
 
-`append` hands its events to one writer thread and waits. The thread checks conditions, takes positions and
-stores the signed batch in one durable transaction, then creates the block, then lets readers see the events
-and answers everyone. A crash in between loses nothing: batches without a block are sent again at start, byte
+`append` hands its events over and waits. Whoever has the turn checks conditions, takes positions and stores the
+signed batch in one durable transaction, then creates the block, then lets readers see the events and answers
+everyone. That is the writer thread, or a caller that finds nobody else there: waking a thread and being woken
+costs as much as a block. A crash in between loses nothing: batches without a block are sent again at start, byte
 for byte, after the reconciler has found those whose block exists. Spec: design.md 3.7, ADR 0007.
 """
 
@@ -11,49 +12,45 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import apsw
-import msgspec
 from eventsourcing.dcb.api import DCBAppendCondition, DCBEvent
-from eventsourcing.persistence import IntegrityError
 
-from walytis_vault.adapters.walytis.appends import PendingAppend, event_matches, fail_all
-from walytis_vault.adapters.walytis.judge import Accepted
+from walytis_vault.adapters.walytis.appends import Answers, PendingAppend, answer_all, fail_all
 from walytis_vault.adapters.walytis.ledger import Ledger
 from walytis_vault.adapters.walytis.log_rows import EventRow
-from walytis_vault.adapters.walytis.receipts import Appended, Receipt, find_reply, keep_reply
-from walytis_vault.domain.batch import BATCH_VERSION, BatchBody, EventRecord, SignedBatch, seal_batch
-from walytis_vault.domain.errors import (
-    ConflictError,
-    MisuseError,
-    NotYetAvailableError,
-    PermissionRefusedError,
-    StorageError,
-    TransportError,
-    VaultError,
-)
-from walytis_vault.domain.events import MEMBERSHIP_TOPICS, PRODUCT_EVENTS, EventTable, MemberRemoved, to_dcb
+from walytis_vault.adapters.walytis.receipts import Appended, Receipt, drop_expired, keep_reply
+from walytis_vault.adapters.walytis.sealer import BatchSealer
+from walytis_vault.adapters.walytis.staging import stage
+from walytis_vault.domain.batch import EventRecord, SignedBatch
+from walytis_vault.domain.errors import MisuseError, StorageError, TransportError, VaultError
+from walytis_vault.domain.events import EventTable
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import BatchId
 from walytis_vault.domain.limits import LIMITS, Limits
-from walytis_vault.domain.membership import Membership
 from walytis_vault.domain.ports import BlockRef, Chain, Clock, Signer
 
 EVENT_OVERHEAD: Final = 64
 """Bytes that one event may need in a batch besides its topic and payload."""
 IDLE_S: Final = 0.05
 """After this time without work the marks of finished blocks are written down."""
-LINGER_S: Final = 0.002
-"""How long a batch waits for more when the last one had several appends. A lone append never waits."""
+LINGER_S: Final = 0.005
+"""How long a batch waits at most for those whom the last one answered. A lone append never waits."""
 RETRY_S: Final = (0.05, 0.2, 1.0, 5.0)
 """Waits between attempts to create a block; the last one repeats."""
+CLOSING: Final = "the node is closing: repeat the request when it is back"
 
 
 class LogWriter:
-    """Owns the only thread that makes batches. `append` may be called from any thread."""
+    """Makes the batches, one at a time. `append` may be called from any thread.
+
+    One at a time has *the turn*: the writer thread, or (`_led`) a caller that came when there was nothing to do.
+    What it has recorded and not yet put on the chain is `_unfinished`; if it fails there, the thread goes on.
+    """
 
     def __init__(
         self,
@@ -80,16 +77,30 @@ class LogWriter:
         self._ledger = ledger
         self._index = ledger.index
         self._chain = chain
-        self._signer = signer
         self._table = table
-        self._device = device
-        self._clock = clock
         self._limits = limits
+        self._clock = clock
+        self._sealer = BatchSealer(
+            ledger, signer, table, vault_id=chain.chain_id, device=device, clock=clock, limits=limits
+        )
         self._queue: deque[PendingAppend] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._crowd = 0
-        """How many appends waited when the last batch was made."""
+        """How many appends are expected to come: those that were answered last, and those that came meanwhile."""
+        self._busy_s = 0.0
+        """How long the last batch took."""
+        self._wanted = 1
+        """How many appends the writer waits for: fewer need not wake it."""
+        self._idle = False
+        """The thread has nothing to do: a caller may take the turn."""
+        self._led = False
+        """A caller has the turn."""
+        self._timed = False
+        """The thread looks again by itself, for marks to write down."""
+        self._served = 0
+        """How many groups were served: whether the log is in use."""
+        self._unfinished: tuple[SignedBatch, Answers] | None = None
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
 
     def start(self) -> None:
@@ -105,8 +116,10 @@ class LogWriter:
             self._thread.join(timeout)
         with self._changed:
             waiting, self._queue = list(self._queue), deque()
-        for append in waiting:
-            append.answer(TransportError("the node is closing: repeat the request when it is back"))
+            _, unsent = self._unfinished or (None, [])
+        fail_all(waiting, TransportError(CLOSING))
+        error = TransportError("the node closed before the block was created: the events are sent at its next start")
+        fail_all((append for append, _ in unsent), error)
 
     @property
     def waiting(self) -> int:
@@ -128,15 +141,39 @@ class LogWriter:
             ConflictError: the receipt's request id was used for another body.
             MisuseError: unknown event types, or more than fits into one batch.
             TimedOutError: not on the chain within `timeout` seconds; it may still get there.
+            TransportError: recorded, and its block is still to come, or the node is closing.
             StorageError, StorageFullError, PermissionRefusedError: nothing was recorded.
         """
         append = self._prepare(events, condition, receipt)
+        self._enqueue([append])
+        return append.wait(timeout)
+
+    def append_all(
+        self, appends: Sequence[tuple[Sequence[DCBEvent], Receipt | None]], *, timeout: float = 30.0
+    ) -> list[Appended | Exception]:
+        """Append many units that have no condition with one wait. For each, what `append` returns or raises."""
+        prepared: list[PendingAppend | Exception] = []
+        for events, receipt in appends:
+            try:
+                prepared.append(self._prepare(events, None, receipt))
+            except VaultError as e:
+                prepared.append(e)
+        self._enqueue([a for a in prepared if isinstance(a, PendingAppend)])
+        until = time.monotonic() + timeout
+        return [a.outcome(max(0.0, until - time.monotonic())) if isinstance(a, PendingAppend) else a for a in prepared]
+
+    def _enqueue(self, appends: Sequence[PendingAppend]) -> None:
         with self._changed:
             if self._closing:
-                raise TransportError("the node is closing: repeat the request when it is back")
-            self._queue.append(append)
-            self._changed.notify()
-        return append.wait(timeout)
+                raise TransportError(CLOSING)
+            self._queue.extend(appends)
+            lead = self._idle and not self._led and not self._unfinished and self._crowd <= 1 == len(self._queue)
+            if lead:
+                self._led = True
+            elif len(self._queue) >= self._wanted:
+                self._changed.notify()
+        if lead:
+            self._lead()
 
     def _prepare(
         self, events: Sequence[DCBEvent], condition: DCBAppendCondition | None, receipt: Receipt | None
@@ -146,145 +183,150 @@ class LogWriter:
         records = [EventRecord(*self._table.pack(e)) for e in events]
         rows = [EventRow(r.topic, *self._table.unpack(r.topic, r.payload)) for r in records]
         size = sum(len(r.topic) + len(r.payload) + EVENT_OVERHEAD for r in records)
-        if size > self._room() or len(records) > self._limits.batch_events:
+        if size > self._sealer.room() or len(records) > self._limits.batch_events:
             raise MisuseError(f"{len(records)} events of {size} bytes do not fit into one batch: append them in parts")
         return PendingAppend(records, rows, condition, receipt, size)
 
-    def _room(self) -> int:
-        """Bytes for events in one batch, after the largest possible head of it."""
-        return self._limits.batch_body - 34 * self._limits.batch_heads - self._limits.did - 512
+    # -- the turn -----------------------------------------------------------------------------------------------
 
-    # -- the writer thread --------------------------------------------------------------------------------------
+    def _lead(self) -> None:
+        """Make one batch on the caller's own thread; leave the rest, and what takes patience, to the writer thread."""
+        try:
+            with self._changed:
+                group = self._group()
+            self._serve(group, patient=False)
+        finally:
+            with self._changed:
+                self._led = False
+                if self._queue or self._unfinished or self._closing or (self._index.has_marks and not self._timed):
+                    self._changed.notify_all()
 
     def _run(self) -> None:
         for batch_id, envelope in self._index.pending():
             if not self._publish(batch_id, envelope):
                 return
-        while group := self._take():
-            try:
-                self._commit(group)
-            except VaultError as e:
-                fail_all(group, e)
-            except Exception as e:  # the thread must live, and the callers must hear of it
-                fail_all(group, StorageError(f"the log could not be written: {type(e).__name__}: {e}"))
-        if self._index.has_marks:
-            with contextlib.suppress(VaultError):  # a mark that is lost is found again on the chain
+        while self._wait():
+            if self._unfinished:
+                try:
+                    self._finish(patient=True)
+                except Exception:  # the disk is full, say: the thread must live, and the batch is recorded
+                    self._pause(RETRY_S[-1], until_asked=False)
+            elif group := self._take():
+                self._serve(group, patient=True)
+            else:
                 self._flush_marks()
+        if self._index.has_marks:
+            self._flush_marks()
+
+    def _wait(self) -> bool:
+        """Wait for something to do and the turn to do it; False when closing."""
+        with self._changed:
+            self._idle = True
+            while not self._closing and (self._led or not (self._queue or self._unfinished)):
+                self._timed, served = self._index.has_marks, self._served
+                notified = self._changed.wait(IDLE_S if self._timed else None)
+                if not notified and not self._led and served == self._served:
+                    break
+            self._idle = self._timed = False
+            if self._closing:
+                self._changed.wait_for(lambda: not self._led)
+            return not self._closing
 
     def _take(self) -> list[PendingAppend]:
-        """Wait for work; return all that fits into one batch, oldest first. Empty when closing."""
+        """All that fits into one batch, oldest first; those that are about to come included."""
         with self._changed:
-            waited = self._changed.wait_for(
-                lambda: self._queue or self._closing, IDLE_S if self._index.has_marks else None
-            )
-        if not waited:
-            self._flush_marks()
-            return self._take()
-        with self._changed:
-            if self._crowd > 1 and len(self._queue) < self._crowd:
-                # Those that were answered just now are about to come again: one block for all of them.
-                self._changed.wait_for(lambda: len(self._queue) >= self._crowd or self._closing, LINGER_S)
-            if self._closing:
-                return []
-            self._crowd = len(self._queue)
-            group: list[PendingAppend] = []
-            size = count = 0
-            while self._queue:
-                append = self._queue[0]
-                if group and (
-                    size + append.size > self._room() or count + len(append.records) > self._limits.batch_events
-                ):
-                    break
-                group.append(self._queue.popleft())
-                size += append.size
-                count += len(append.records)
-            return group
+            if self._queue and self._crowd > 1 and len(self._queue) < self._crowd:
+                # Those that were answered just now are about to come again: one block for all of them costs
+                # everyone less than two. Whoever does not come delays the others by half a batch at most.
+                self._wanted = self._crowd
+                linger = min(LINGER_S, self._busy_s / 2)
+                self._changed.wait_for(lambda: len(self._queue) >= self._crowd or self._closing, linger)
+                self._wanted = 1
+            return self._group()
 
-    def _commit(self, group: list[PendingAppend]) -> None:
-        """One transaction, one block, for everyone in the group whose condition holds."""
-        answers: list[tuple[PendingAppend, Appended | Exception]] = []
+    def _group(self) -> list[PendingAppend]:
+        """Take from the queue what fits into one batch. Call with `_changed` held."""
+        group: list[PendingAppend] = []
+        size = count = 0
+        while self._queue:
+            append = self._queue[0]
+            if group and (
+                size + append.size > self._sealer.room() or count + len(append.records) > self._limits.batch_events
+            ):
+                break
+            group.append(self._queue.popleft())
+            size += append.size
+            count += len(append.records)
+        return group
+
+    def _serve(self, group: list[PendingAppend], *, patient: bool) -> None:
+        """Record the group, put its block on the chain, answer everyone."""
+        began = time.monotonic()
+        try:
+            self._record_group(group)
+            self._finish(patient=patient)
+        except Exception as e:  # the thread must live, and the callers must hear of it
+            error = e if isinstance(e, VaultError) else StorageError(f"the log failed: {type(e).__name__}: {e}")
+            fail_all(group, error if self._unfinished is None else recorded(error))
+        except BaseException:  # the caller that has the turn was interrupted: the others need not wait for it
+            if self._unfinished is None:
+                fail_all(group, TransportError("the append was interrupted: repeat the request"))
+            raise
+        self._busy_s = time.monotonic() - began
+        self._served += 1
+        self._crowd = len(group) + len(self._queue)
+
+    def _record_group(self, group: list[PendingAppend]) -> None:
+        """One transaction for everyone in the group whose condition holds."""
         batch: SignedBatch | None = None
         fault("append.before_index")
         try:
             with self._index.database.transaction() as connection:
                 marks = self._index.flush_marks(connection)
-                staged = self._stage(connection, group, answers)
-                if staged:
-                    batch = self._record(connection, staged, answers)
+                staged = stage(self._index, connection, group, self._clock.wall_ms())
+                if staged.effective:
+                    batch = self._record(connection, staged.effective, staged.answers)
         except BaseException:
             self._ledger.forget_current()
             if batch is not None:
                 self._index.take_back(batch.batch_id)
             raise
+        if batch is None:
+            answer_all(staged.answers)
+        else:
+            self._unfinished = batch, staged.answers
         self._index.forget_marks(marks)
+        if staged.twins:
+            with self._changed:
+                self._queue.extendleft(reversed(staged.twins))
         fault("append.after_index")
+
+    def _finish(self, *, patient: bool) -> None:
+        """Put the recorded batch on the chain and answer everyone; if that fails, the thread tries again.
+
+        Args:
+            patient: try as long as it takes. A caller that has the turn tries once.
+        """
+        if self._unfinished is None:
+            return
+        batch, answers = self._unfinished
         last = max((a.last for _, a in answers if isinstance(a, Appended)), default=0)
-        if batch is not None and not self._publish(batch.batch_id, batch.envelope(), last):
-            raise TransportError("the node closed before the block was created: the events are sent at its next start")
-        for append, answer in answers:
-            append.answer(answer)
-
-    def _stage(
-        self,
-        connection: apsw.Connection,
-        group: list[PendingAppend],
-        answers: list[tuple[PendingAppend, Appended | Exception]],
-    ) -> list[PendingAppend]:
-        """Those of the group that take effect: new request ids whose conditions hold, one after the other."""
-        staged: list[PendingAppend] = []
-        (position,) = next(connection.execute("SELECT coalesce(max(position), 0) FROM events"))
-        ids: set[tuple[str, bytes]] = set()
-        for append in group:
-            receipt, condition = append.receipt, append.condition
-            if receipt is not None:
-                if (receipt.client, receipt.request_id) in ids:
-                    self._put_back(append)  # its twin is in this very batch: the next one finds the reply
-                    continue
-                try:
-                    kept = find_reply(connection, receipt.client, receipt.request_id, receipt.digest)
-                except ConflictError as e:
-                    answers.append((append, e))
-                    continue
-                if kept is not None:
-                    answers.append((append, kept))
-                    continue
-            if condition is not None and self._violated(connection, condition, staged, position):
-                answers.append((append, IntegrityError(condition)))
-                continue
-            if receipt is not None:
-                ids.add((receipt.client, receipt.request_id))
-            staged.append(append)
-        return staged
-
-    def _put_back(self, append: PendingAppend) -> None:
-        with self._changed:
-            self._queue.appendleft(append)
-
-    def _violated(
-        self, connection: apsw.Connection, condition: DCBAppendCondition, staged: list[PendingAppend], position: int
-    ) -> bool:
-        """Whether an event that is recorded, or comes before this one in the same batch, fails the condition."""
-        after = condition.after or 0
-        if self._index.matches(connection, condition.fail_if_events_match, after):
-            return True
-        for append in staged:
-            for row in append.rows:
-                position += 1
-                if position > after and event_matches(condition.fail_if_events_match, row):
-                    return True
-        return False
+        if self._publish(batch.batch_id, batch.envelope(), last, answers, attempts=None if patient else 1):
+            self._unfinished = None
+            answer_all(answers)
 
     def _record(
         self,
         connection: apsw.Connection,
         staged: list[PendingAppend],
-        answers: list[tuple[PendingAppend, Appended | Exception]],
+        answers: Answers,
     ) -> SignedBatch:
         """Sign the batch, store it with the replies, and prepare the answers."""
         rows = [row for append in staged for row in append.rows]
-        batch, verdict = self._seal(connection, [r for append in staged for r in append.records], rows)
+        batch, verdict = self._sealer.seal(connection, [r for append in staged for r in append.records], rows)
         first, _ = self._ledger.record(connection, batch, verdict, block=None)
         now_ms = batch.body.time_ms
+        drop_expired(connection, now_ms)
         for append in staged:
             last = first + len(append.rows) - 1
             reply = None
@@ -294,80 +336,63 @@ class LogWriter:
             first = last + 1
         return batch
 
-    def _seal(
-        self, connection: apsw.Connection, records: list[EventRecord], rows: list[EventRow]
-    ) -> tuple[SignedBatch, Accepted]:
-        """Make the next batch of this device, with all heads that it knows as causes."""
-        previous = self._index.last_batch_of(connection, self._device)
-        heads = self._index.heads(connection, self._limits.batch_heads)
-        others = sorted(h for h in heads if previous is None or h != previous.batch_id)
-        parent_ids = ([previous.batch_id] if previous else []) + others
-        parents = [p for i in parent_ids if (p := self._index.batch(connection, i))]
-        if not parents:
-            raise NotYetAvailableError("the founding batch is not here yet: wait until the log has caught up")
-        place = self._ledger.judge.place(connection, parents)
-        membership = self._ledger.judge.membership(connection, place.context)
-        if refusal := membership.refusal(self._signer.key_id, self._device):
-            raise PermissionRefusedError(f"this node may not write to the vault any more: {refusal}")
-        if any(r.topic == MemberRemoved.TOPIC for r in rows):
-            records, rows = self._cut_removals(connection, parent_ids, membership, records)
-        body = BatchBody(
-            version=BATCH_VERSION,
-            vault_id=self._chain.chain_id,
-            author=self._device,
-            key_id=self._signer.key_id,
-            number=previous.number + 1 if previous else 1,
-            previous=previous.batch_id if previous else b"",
-            heads=tuple(others),
-            time_ms=self._clock.wall_ms(),
-            events=tuple(records),
-        )
-        author = membership.keys[self._signer.key_id].member
-        is_membership = any(r.topic in MEMBERSHIP_TOPICS for r in rows)
-        return seal_batch(body, self._signer), Accepted(place, author, rows, is_membership)
-
-    def _cut_removals(
+    def _publish(
         self,
-        connection: apsw.Connection,
-        parent_ids: Sequence[BatchId],
-        membership: Membership,
-        records: Sequence[EventRecord],
-    ) -> tuple[list[EventRecord], list[EventRow]]:
-        """Let each removal name the victim's last batches in this batch's own past, which nobody else can know."""
-        cut: list[EventRecord] = []
-        for record in records:
-            if record.topic == MemberRemoved.TOPIC:
-                event = PRODUCT_EVENTS.decode(record.topic, record.payload)
-                assert isinstance(event, MemberRemoved)
-                victim = membership.members.get(event.member)
-                devices = frozenset(victim.devices if victim else ())
-                accepted = self._ledger.judge.last_batches(connection, parent_ids, devices)
-                packed = self._table.pack(to_dcb(msgspec.structs.replace(event, accepted=accepted)))
-                cut.append(EventRecord(*packed))
-            else:
-                cut.append(record)
-        return cut, [EventRow(r.topic, *self._table.unpack(r.topic, r.payload)) for r in cut]
+        batch_id: BatchId,
+        envelope: bytes,
+        last: int | None = None,
+        answers: Answers | None = None,
+        *,
+        attempts: int | None = None,
+    ) -> bool:
+        """Create the block, as often as it takes or `attempts` times; False when it was not, or the node closes.
 
-    def _publish(self, batch_id: BatchId, envelope: bytes, last: int | None = None) -> bool:
-        """Create the block, as often as it takes; False when the node closes first."""
+        While there is no room for it, those who wait are told so; the batch is recorded and will be sent.
+        """
         self._local_begin()
-        for attempt in itertools.count():
+        for attempt in itertools.count(1):
+            refused = False
             try:
                 block = self._chain.append(envelope)
                 break
             except TransportError:
-                with self._changed:
-                    if self._changed.wait_for(lambda: self._closing, RETRY_S[min(attempt, len(RETRY_S) - 1)]):
-                        return False
+                pass
+            except VaultError as e:
+                refused = True
+                self._refuse(answers, e)
+            if attempt == attempts:
+                return False
+            pause = RETRY_S[min(attempt, len(RETRY_S)) - 1]
+            if self._pause(pause, until_asked=refused):
+                return False
         fault("append.after_block")
+        self._local_block(block)  # first: what it stands on must be written down with its mark
         self._index.on_chain(batch_id, block.key)
-        self._local_block(block)
         self._index.publish_horizon(last)
         return True
 
+    def _pause(self, seconds: float, *, until_asked: bool) -> bool:
+        """Wait before the next attempt, at most until somebody asks; whether the node closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or (until_asked and self._queue), seconds)
+            return self._closing
+
+    def _refuse(self, answers: Answers | None, error: VaultError) -> None:
+        """Tell everyone who waits. What is recorded already will be sent: nobody may take it for failed."""
+        with self._changed:
+            waiting, self._queue = list(self._queue), deque()
+        fail_all((append for append, _ in answers or ()), recorded(error))
+        fail_all(waiting, error)
+
     def _flush_marks(self) -> None:
-        """Write down which blocks hold our batches, when nobody waits for anything better."""
-        with self._index.database.transaction() as connection:
-            marks = self._index.flush_marks(connection)
-        self._index.forget_marks(marks)
+        """Write down which blocks hold our batches, when nobody waits for anything better; on a full disk, later."""
+        with contextlib.suppress(VaultError):  # a mark that is lost is found again on the chain
+            with self._index.database.transaction() as connection:
+                marks = self._index.flush_marks(connection)
+            self._index.forget_marks(marks)
         fault("append.after_mark")
+
+
+def recorded(error: VaultError) -> TransportError:
+    """What those are told whose events are in the index while the block cannot be made."""
+    return TransportError(f"recorded here, and sent to the others as soon as that is possible again: {error}")

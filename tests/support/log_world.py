@@ -15,6 +15,7 @@ from walytis_vault.adapters.walytis.vault_log import VaultLog, found_vault
 from walytis_vault.domain.batch import BATCH_VERSION, BatchBody, EventRecord, SignedBatch, seal_batch
 from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.events import (
+    ANY_MEMBER,
     PRODUCT_EVENTS,
     ContentRetracted,
     DeviceKeys,
@@ -92,12 +93,12 @@ class OpenEventTable:
             raise UntrustedInputError(str(e)) from e
 
 
-def founded(chain: Chain, device: Device) -> BatchId:
+def founded(chain: Chain, device: Device, policy: str = ANY_MEMBER) -> BatchId:
     """Found a vault of one member on a chain; return the root."""
     return found_vault(
         chain,
         device.signer,
-        VaultFounded(founder=device.member, group=GROUP),
+        VaultFounded(founder=device.member, group=GROUP, removal_policy=policy),
         KeyAnnounced(keys=device.keys()),
         SystemClock(),
     )

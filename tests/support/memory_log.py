@@ -28,11 +28,18 @@ class MemoryLog(InMemoryDCBRecorder):
         super().__init__()
         self.advanced = threading.Condition()
         self.void: set[int] = set()
+        self.unreadable = 0
+        """Events (a count) that have positions beyond the horizon."""
 
     @property
     def horizon(self) -> int:
         """The last position."""
         return len(self.events)
+
+    @property
+    def last(self) -> int:
+        """See `Horizon.last`."""
+        return self.horizon + self.unreadable
 
     def wait_beyond(self, position: int, timeout: float | None, stopped: Callable[[], bool]) -> int:
         """See `Horizon.wait_beyond`."""

@@ -296,3 +296,16 @@ def test_junk_blocks_cost_little_and_hide_nothing(world: World, count: int) -> N
     counts = world.log.index.verdict_counts()
     assert counts["refused"] + counts["waiting"] - refused_before == count
     assert world.give(honest.envelope(), parent) == ("accepted", None)
+
+
+def test_a_copy_with_other_signatures_is_not_taken_for_the_batchs_block(world: World) -> None:
+    """A batch that came directly waits for its own block; a stranger's copy with a changed signature is refused."""
+    batch = world.second.batch(world.vault, [note(7)], number=1, heads=[world.tip])
+    assert not world.log.reconciler.accept([batch.envelope()])
+    envelope = batch.envelope()
+    for at in (5, 500):
+        copy = envelope[:at] + bytes([envelope[at] ^ 1]) + envelope[at + 1 :]
+        assert world.give(copy) == ("refused", "repeats a batch with another signature")
+    assert world.log.index.without_block() == (1, [batch.batch_id])
+    assert world.give(envelope) == ("accepted", None)
+    assert world.log.index.without_block() == (0, [])
