@@ -99,3 +99,8 @@ class OsFileSystem:
             return os.stat(path).st_size
         except FileNotFoundError:
             return None
+
+    def free_bytes(self, path: str) -> int:
+        """What may still be written to the disk that a path is on."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize

@@ -1,8 +1,9 @@
 """How fast the content store is, beside the bare disk in the same run; and what it holds in memory.
 
 `python benchmarks/storage.py [--rounds 5] [--large 4096]` prints medians: 1 KiB contents (alone, and from many
-threads), 256 MiB written and read, the growth of memory over one content of --large MiB, and the time to open a
-store of 100,000 contents. Run it on a quiet machine, and twice: disks differ from minute to minute.
+threads), 256 MiB written and read, by the store alone and through a real node over ipc, the growth of memory over one
+content of --large MiB, and the time to open and to list a store of 100,000 contents. Run it on a quiet machine, and
+twice: disks differ from minute to minute. CPU seconds say more than the clock where others work too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from walytis_vault import Client, Node
 from walytis_vault.adapters.crypto.sealing import KEY_BYTES
 from walytis_vault.adapters.storage.committer import Arrival
 from walytis_vault.adapters.storage.content_store import DiskContentStore
@@ -159,10 +161,45 @@ def main() -> int:
         took = seconds(lambda: reopened.append(open_store(folder / "full")))
         print(f"open a store of {arguments.contents} contents: {took:.2f} s")
         ids = reopened[0].content_ids()[:1000]
+        took = seconds(lambda: (reopened[0].content_ids(), reopened[0].usage()))
+        print(f"list them all, and what they take: {took:.2f} s")
         took = seconds(lambda: [reopened[0].content_key(i) for i in ids])
         print(f"look up a key in it: {took / len(ids) * 1e6:.0f} us")
         reopened[0].close()
+        _measure_node(folder, arguments.rounds)
     return 0
+
+
+def _measure_node(folder: Path, rounds: int) -> None:
+    """256 MiB through a real node: bytes in memory on both sides, and a file; beside the bare disk in each round."""
+    data, target = os.urandom(256 * MIB), folder / "out"
+    rates: dict[str, list[float]] = {}
+    cpu: dict[str, list[float]] = {}
+    with Node.create(folder / "node") as node, Client(node.home, timeout=300.0) as client:
+
+        def measure(name: str, work: Callable[[], object]) -> None:
+            before = cpu_seconds(str(node.pid)), cpu_seconds("self")
+            rates.setdefault(name, []).append(256 / seconds(work))
+            cpu.setdefault(f"{name}: node", []).append(cpu_seconds(str(node.pid)) - before[0])
+            cpu.setdefault(f"{name}: client", []).append(cpu_seconds("self") - before[1])
+
+        for _ in range(rounds):
+            ids: list[str] = []
+            measure("bare write and fsync", lambda: bare_write(folder, data[:MIB], 256))
+            measure("publish", lambda ids=ids: ids.append(client.publish(data).content_id))  # type: ignore[misc]
+            measure("request", lambda ids=ids: client.request(ids[0], to=Path("/dev/null")))  # type: ignore[misc]
+            measure("request to a file", lambda ids=ids: client.request(ids[0], to=target))  # type: ignore[misc]
+            client.forget(*ids)
+    print("256 MiB through a node over ipc, medians        MiB/s   CPU s in node   CPU s in client")
+    for name, found in rates.items():
+        node_s, client_s = (statistics.median(cpu[f"{name}: {side}"]) for side in ("node", "client"))
+        print(f"  {name:<44} {statistics.median(found):>6.0f} {node_s:>15.2f} {client_s:>17.2f}")
+
+
+def cpu_seconds(pid: str) -> float:
+    """User and system seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _measure_small(store: DiskContentStore, folder: Path, rounds: int) -> None:

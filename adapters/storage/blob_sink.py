@@ -40,6 +40,7 @@ class BlobSink:
         if len(self._header) < HEADER_BYTES:
             self._header += ciphertext[: HEADER_BYTES - len(self._header)]
         self._settle()
+        self._state.check_room(len(ciphertext))
         self._pending = self._state.helpers.submit(self._write, ciphertext)
 
     def finish(self) -> tuple[bytes, Root, int]:

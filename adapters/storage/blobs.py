@@ -31,6 +31,11 @@ class BlobFiles:
         self._folder = folder
         self._fs = fs
 
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self._folder
+
     def blob_path(self, content_id: ContentId) -> str:
         """Where a complete ciphertext lies."""
         return str(self._folder / f"{content_id.hex()}{BLOB_SUFFIX}")

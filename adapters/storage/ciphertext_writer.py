@@ -9,7 +9,8 @@ from __future__ import annotations
 import hmac
 import os
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash, root_of, segment_count
@@ -17,9 +18,11 @@ from walytis_vault.adapters.crypto.content_cipher import PADDING_FLOOR, cipherte
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.content_writer import SMALL_BYTES
 from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
+from walytis_vault.adapters.storage.replica import damaged
 from walytis_vault.adapters.storage.state import StoreState
 from walytis_vault.domain.errors import (
     DamagedContentError,
+    ForgottenError,
     MisuseError,
     NotYetAvailableError,
     StorageError,
@@ -32,6 +35,9 @@ from walytis_vault.domain.limits import LIMITS, SEGMENT_BYTES
 
 MIN_CIPHERTEXT: Final = ciphertext_length(PADDING_FLOOR)
 MAX_CIPHERTEXT: Final = ciphertext_length(LIMITS.content + LIMITS.content // 8)
+KEPT: Final = 8
+"""Segments that are kept for who reads along (a count, 1 MiB each)."""
+WAIT_S: Final = 1.0
 SMALL_CIPHERTEXT: Final = ciphertext_length(SMALL_BYTES)
 
 
@@ -50,6 +56,7 @@ class CiphertextWriter:
             raise MisuseError(f"a ciphertext of {length} bytes cannot be")
         state.check_writable()
         state.check_not_gone(content_id)
+        state.check_room()
         self._state = state
         self._committer = committer
         self._content_id = content_id
@@ -61,6 +68,10 @@ class CiphertextWriter:
         self._whole: bytes | None = None
         self._fd: int | None = None
         self._ended: VaultError | None = None
+        self._syncing = False
+        self._arrived = threading.Condition(self._lock)
+        self._readers = 0
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._small = length <= SMALL_CIPHERTEXT
         if not self._small:
             self._open_part()
@@ -97,7 +108,7 @@ class CiphertextWriter:
                 self._sync()
             self._leaves = list(leaves)
 
-    def write_segment(self, number: int, data: bytes) -> None:
+    def write_segment(self, number: int, data: bytes | memoryview) -> None:
         """Take one segment (1 MiB; the last is shorter), in any order; a repeated one is ignored.
 
         Raises:
@@ -121,11 +132,61 @@ class CiphertextWriter:
             if self._fd is None:
                 self._whole = bytes(data)
             else:
+                self._state.check_room(len(data))
                 with storage_errors("store an incoming content"):
                     self._state.fs.pwrite(self._fd, data, number * SEGMENT_BYTES)
+                    if self._leaves is None:  # a single segment, whose leaf nobody gave: readers look for it behind
+                        self._state.fs.pwrite(self._fd, found, self._length)
                 fault("receive.after_segment")
             self._leaves = list(leaves)
             self._missing.discard(number)
+            if self._readers:
+                self._kept[number] = bytes(data)
+                if len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+                self._arrived.notify_all()
+
+    def begin_reading(self) -> None:
+        """Somebody will read segments as they come: the last few are kept in memory for them."""
+        with self._lock:
+            self._readers += 1
+
+    def end_reading(self) -> None:
+        """The opposite of `begin_reading`; whoever waits in `segment` looks again."""
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                self._kept.clear()
+
+    def segment(self, number: int, *, given_up: Callable[[], bool]) -> bytes:
+        """Wait for a segment, and return it verified.
+
+        Args:
+            given_up: looked at when woken: whether nobody wants it any more.
+        Raises:
+            NotYetAvailableError: it will not come here: the writer has ended, the content may be complete.
+            ForgottenError. DamagedContentError: the disk gave back something else. StorageError.
+        """
+        with self._lock:
+            while True:
+                if isinstance(self._ended, ForgottenError):
+                    raise self._ended
+                if self._ended is not None or given_up():
+                    raise NotYetAvailableError("this segment does not come here any more")
+                kept = self._kept.get(number)
+                if kept is not None:
+                    return kept
+                # Without a descriptor it is being published, and soon to be read from where it is then.
+                if number not in self._missing and self._fd is not None and self._leaves is not None:
+                    break
+                self._arrived.wait(WAIT_S)
+            size = min(SEGMENT_BYTES, self._length - number * SEGMENT_BYTES)
+            with storage_errors("read an incoming content"):
+                data = self._state.fs.pread(self._fd, size, number * SEGMENT_BYTES)
+            leaf = self._leaves[number]
+        if not hmac.compare_digest(leaf_hash(data), leaf):
+            raise damaged(self._content_id)
+        return data
 
     def finish(self) -> None:
         """Make the ciphertext durable and known; the key comes separately.
@@ -144,10 +205,26 @@ class CiphertextWriter:
                 ciphertext_length=self._length,
                 root=self._root,
             )
+            self._syncing = True
+        try:
+            self._sync()  # without the lock: who reads along need not wait for the disk
+        finally:
+            with self._lock:
+                self._syncing = False
+                if self._ended is not None:
+                    self._close_file()
+        fault("receive.after_fsync")
+        with self._lock:
+            self._check()
             if self._fd is not None:
-                self._publish_part(self._fd)
+                self._publish_part()
         self._committer.commit(arrival)
         self.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes here any more."""
+        return self._ended is not None
 
     def close(self) -> None:
         """Stop, and keep what came for `begin_ciphertext` later. Idempotent."""
@@ -177,10 +254,16 @@ class CiphertextWriter:
         with self._lock:
             self._ended = self._ended or reason
             self._whole = None
-            if self._fd is not None:
-                fd, self._fd = self._fd, None
-                with storage_errors("close an incoming content"):
-                    self._state.fs.close(fd)
+            self._kept.clear()
+            self._arrived.notify_all()
+            if not self._syncing:
+                self._close_file()
+
+    def _close_file(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            with storage_errors("close an incoming content"):
+                self._state.fs.close(fd)
 
     def _open_part(self) -> None:
         state = self._state
@@ -203,17 +286,13 @@ class CiphertextWriter:
             if leaf_hash(memoryview(data)[:size]) == self._leaves[number]:
                 self._missing.discard(number)
 
-    def _publish_part(self, fd: int) -> None:
-        self._sync()
-        fault("receive.after_fsync")
+    def _publish_part(self) -> None:
         with storage_errors("rename an incoming content"):
             self._state.fs.rename(
                 self._state.blobs.part_path(self._content_id), self._state.blobs.blob_path(self._content_id)
             )
         fault("receive.after_rename")
-        self._fd = None
-        with storage_errors("close an incoming content"):
-            self._state.fs.close(fd)
+        self._close_file()
 
     def _sync(self) -> None:
         if self._fd is not None:

@@ -2,13 +2,15 @@
 
 Order for each group: ciphertext into the pack (fdatasync), keys into slots (fdatasync), folder of blobs (fsync),
 index rows (one transaction). Only then is anything acknowledged. A group that fails leaves nothing behind
-that the next start would not remove, and each waiting caller gets the error.
+that the next start would not remove, and each waiting caller gets the error. Nobody waits longer than `WAIT_S`:
+what the disk takes after its caller gave up is destroyed again.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -25,6 +27,8 @@ from walytis_vault.domain.ids import ContentId, ContentKey, Root
 MAX_GROUP: Final = 512
 """Contents in one group; bounds the memory and the time that a caller waits for others."""
 MAX_GROUP_BYTES: Final = 8 << 20
+WAIT_S: Final = 60.0
+"""How long a caller waits for the disk. One that writes back for other programs may take seconds."""
 
 
 def _locked() -> threading.Lock:
@@ -46,14 +50,20 @@ class Arrival(msgspec.Struct, kw_only=True, eq=False):
     done: Any = msgspec.field(default_factory=_locked)
     """A lock that is released when the arrival is durable, or failed."""
     error: BaseException | None = None
+    stored: bool = False
+    settled: bool = False
+    """The store thread is done with it."""
+    abandoned: bool = False
+    """Its caller gave up before."""
 
 
 class GroupCommitter:
     """The store thread. `commit` may be called from many threads."""
 
-    def __init__(self, state: StoreState) -> None:
-        """Start the thread."""
+    def __init__(self, state: StoreState, forget: Callable[[Sequence[ContentId]], None]) -> None:
+        """Start the thread; `forget` destroys contents whose callers gave up."""
         self._state = state
+        self._forget = forget
         self._waiting: list[Arrival] = []
         self._wake = threading.Condition()
         self._stopping = False
@@ -67,21 +77,37 @@ class GroupCommitter:
             StorageFullError, StorageError: nothing was acknowledged and nothing of it remains.
             ForgottenError, ConflictError: the content must not, or need not, be stored.
         """
+        self.commit_all([arrival])
+        if arrival.error is not None:
+            raise arrival.error
+
+    def commit_all(self, arrivals: Sequence[Arrival]) -> None:
+        """Wait until each is durable, or has its `error`, at most `WAIT_S`. Raises StorageError when closed."""
+        until = time.monotonic() + WAIT_S
         with self._wake:
             if self._stopping:
                 raise StorageError("the content store is closed")
-            self._waiting.append(arrival)
+            self._waiting.extend(arrivals)
             self._wake.notify()
-        arrival.done.acquire()
-        if arrival.error is not None:
-            raise arrival.error
+        for arrival in arrivals:
+            if not arrival.done.acquire(timeout=max(0.0, until - time.monotonic())):
+                self._give_up(arrival)
+
+    def _give_up(self, arrival: Arrival) -> None:
+        with self._wake:
+            if arrival.settled:
+                return
+            arrival.abandoned = True
+            arrival.error = StorageError(f"the disk did not take it within {WAIT_S:g} s: look after it, then repeat")
+            if arrival in self._waiting:
+                self._waiting.remove(arrival)
 
     def close(self) -> None:
         """Finish what waits, then stop the thread."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(WAIT_S)
 
     def _run(self) -> None:
         while True:
@@ -99,8 +125,19 @@ class GroupCommitter:
                 error = e if isinstance(e, VaultError) else StorageError(f"the content store failed: {e!r}")
                 for arrival in group:
                     arrival.error = arrival.error or error
+            with self._wake:
+                for arrival in group:
+                    arrival.settled = True
             for arrival in group:
                 arrival.done.release()
+            self._destroy([a.content_id for a in group if a.abandoned and a.stored and a.key and a.ciphertext_length])
+
+    def _destroy(self, unwanted: Sequence[ContentId]) -> None:
+        """No event will speak of these. What comes from peers stays: the log knows it."""
+        try:
+            self._forget(unwanted)
+        except VaultError as e:
+            self._state.note(e)  # the next start finishes it
 
     def _next_group(self) -> list[Arrival]:
         count = size = 0
@@ -120,8 +157,10 @@ class GroupCommitter:
         found = state.index.look_up([a.content_id for a in group])
         for arrival, (row, gone) in zip(group, found, strict=True):
             twice = arrival.content_id in taken
-            arrival.error = forgotten(arrival.content_id) if gone else _refusal(arrival, row, twice)
-            if arrival.error is None:
+            refusal = forgotten(arrival.content_id) if gone else _refusal(arrival, row, twice)
+            if refusal is not None:
+                arrival.error = refusal
+            else:
                 taken.add(arrival.content_id)
                 accepted.append((arrival, row))
         if accepted:
@@ -154,11 +193,12 @@ class GroupCommitter:
                 state.blobs.sync_folder()
             fault("publish.after_sync")
             rows = [_merged(a, row, slots.get(a.content_id), ranges.get(a.content_id)) for a, row in accepted]
-            received = [(a.content_id,) for a, _ in accepted if a.in_blob and a.key is None]
+            received = [(a.content_id,) for a, _ in accepted if a.key is None and a.ciphertext_length is not None]
             with state.index.database.transaction() as connection:
                 state.index.put_in(connection, rows)
                 if received:
                     connection.executemany("DELETE FROM partials WHERE content_id = ?", received)
+                    connection.executemany("DELETE FROM dropped WHERE content_id = ?", received)
         except BaseException as e:
             state.note(e)
             if syncing is not None:
@@ -166,6 +206,8 @@ class GroupCommitter:
             self._take_back(list(slots.values()), list(ranges.values()))
             raise
         state.packs.now_live(ranges.values())
+        for arrival, _ in accepted:
+            arrival.stored = True
         fault("publish.after_index")
 
     def _take_back(self, slots: list[int], ranges: list[PackRange]) -> None:

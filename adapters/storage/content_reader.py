@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import threading
 from concurrent.futures import Future
-from typing import Final
+from typing import Final, Protocol
 
 from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash, root_of
 from walytis_vault.adapters.crypto.content_cipher import ContentDecryptor, ciphertext_length, content_context
@@ -27,6 +27,8 @@ LOOK_UPS: Final = 3
 
 class SegmentSource:
     """Verified ciphertext of one stored content, segment by segment."""
+
+    ahead = True
 
     def __init__(self, state: StoreState, content_id: ContentId, root: Root) -> None:
         """Open it.
@@ -119,13 +121,43 @@ class SegmentSource:
         raise damaged(self._content_id)
 
 
+class Segments(Protocol):
+    """Where a reader takes verified ciphertext from."""
+
+    length: int
+    """Bytes of the whole ciphertext."""
+    ahead: bool
+    """Whether a segment is there at once, so that a helper may read it ahead."""
+
+    @property
+    def count(self) -> int:
+        """How many segments there are."""
+        ...
+
+    def segment(self, number: int) -> bytes:
+        """One verified segment. Raises VaultError."""
+        ...
+
+    def close(self) -> None:
+        """Let go. Idempotent; any thread."""
+        ...
+
+
 class DiskContentReader:
     """See `domain.ports.ContentReader`."""
 
     def __init__(
-        self, state: StoreState, content_id: ContentId, *, author: str, root: Root, length: int, padded: int, key: bytes
+        self,
+        state: StoreState,
+        content_id: ContentId,
+        source: Segments,
+        *,
+        author: str,
+        length: int,
+        padded: int,
+        key: bytes,
     ) -> None:
-        """Open it. Raises as `SegmentSource`, and DamagedContentError for sizes that do not fit."""
+        """Read from a source, which is owned from now on. Raises DamagedContentError for sizes that do not fit."""
         self._state = state
         self._content_id = content_id
         self._length = length
@@ -135,13 +167,14 @@ class DiskContentReader:
         self._ended: VaultError | None = None
         self._finished = False
         self._cipher = ContentDecryptor(key, content_context(state.vault_id, author, content_id))
-        self._source = SegmentSource(state, content_id, root)
+        self._source = source
         if self._source.length != ciphertext_length(padded) or not 0 <= length <= padded:
             self._source.close()
             raise damaged(content_id)
         state.register(content_id, self)
         try:
             state.check_not_gone(content_id)
+            state.keys.check_unlocked()
         except VaultError:
             self.close()
             raise
@@ -195,5 +228,6 @@ class DiskContentReader:
         segment = self._ahead.result() if self._ahead is not None else self._source.segment(self._next)
         self._next += 1
         more = self._next < self._source.count
-        self._ahead = self._state.helpers.submit(self._source.segment, self._next) if more else None
+        ahead = more and self._source.ahead
+        self._ahead = self._state.helpers.submit(self._source.segment, self._next) if ahead else None
         return self._cipher.update(segment)

@@ -7,39 +7,46 @@ Formats: docs/wire-format-content.md; reasons: docs/adr/0003-content-at-rest.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash
+from walytis_vault.adapters.crypto.content_cipher import ciphertext_length
 from walytis_vault.adapters.storage.ballast import Ballast
 from walytis_vault.adapters.storage.blobs import BlobFiles
 from walytis_vault.adapters.storage.ciphertext_writer import CiphertextWriter
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.compaction import compact
 from walytis_vault.adapters.storage.content_reader import DiskContentReader, SegmentSource
-from walytis_vault.adapters.storage.content_writer import DiskContentWriter
+from walytis_vault.adapters.storage.content_writer import DiskContentWriter, finish_together
+from walytis_vault.adapters.storage.dropping import drop
 from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
 from walytis_vault.adapters.storage.forgetting import Forgetting
+from walytis_vault.adapters.storage.incoming import Incoming, IncomingSegments
 from walytis_vault.adapters.storage.index import IN_BLOB, NOWHERE, Row, StoreIndex
+from walytis_vault.adapters.storage.mending import reopen_blob
 from walytis_vault.adapters.storage.packs import PackFiles
 from walytis_vault.adapters.storage.recovery import recover
 from walytis_vault.adapters.storage.replica import SealedTexts, check_content_id, damaged, missing
 from walytis_vault.adapters.storage.slots import SlotFile
+from walytis_vault.adapters.storage.snapshot import Pictures
 from walytis_vault.adapters.storage.state import StoreState
+from walytis_vault.adapters.storage.usage import Usage
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
 from walytis_vault.domain.errors import (
     ConflictError,
     DamagedContentError,
     ForgottenError,
+    LockedError,
     MisuseError,
     NotYetAvailableError,
     StorageError,
+    VaultError,
 )
 from walytis_vault.domain.ids import ContentId, ContentKey, Root
 from walytis_vault.domain.limits import SEGMENT_BYTES
-from walytis_vault.domain.ports import Clock, FileSystem, Randomness
+from walytis_vault.domain.ports import Clock, FileSystem, Randomness, StoredContent
 
 INDEX_FILE: Final = "index.db"
 SLOT_FILE: Final = "keys.slots"
@@ -48,23 +55,7 @@ BLOB_FOLDER: Final = "blobs"
 PACK_FOLDER: Final = "packs"
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the store takes on disk. Sizes are bytes."""
-
-    contents: int
-    """Contents whose ciphertext is here (a count)."""
-    keys: int
-    """Content keys that are here (a count)."""
-    forgotten: int
-    """Tombstones (a count)."""
-    blob_bytes: int
-    pack_bytes: int
-    pack_live_bytes: int
-    slots: int
-    """Key slots in the slot file, used or not (a count)."""
-
-
-class DiskContentStore(SealedTexts):
+class DiskContentStore(SealedTexts, Pictures):
     """Implements `domain.ports.ContentStore` and `adapters.storage.replica.ReplicaStore`.
 
     Beyond the port: `seal_descriptor`, `open_descriptor`, `seal_reason`, `open_reason`; for peers
@@ -75,8 +66,9 @@ class DiskContentStore(SealedTexts):
     def __init__(self, state: StoreState, ballast: Ballast) -> None:
         """Use `open`."""
         self._state = state
-        self._committer = GroupCommitter(state)
+        self._ballast = ballast
         self._forgetting = Forgetting(state, ballast)
+        self._committer = GroupCommitter(state, self._forgetting.forget)
 
     @classmethod
     def open(
@@ -101,6 +93,8 @@ class DiskContentStore(SealedTexts):
             has_index, has_slots = (fs.size(str(folder / name)) is not None for name in (INDEX_FILE, SLOT_FILE))
         if has_slots and not has_index:
             raise StorageError(f"{folder / INDEX_FILE} is missing: restore it from a backup before starting")
+        ballast = Ballast(folder / BALLAST_FILE, fs)
+        ballast.make_room()
         index = StoreIndex(folder / INDEX_FILE, vault_id)
         try:
             if not has_slots:
@@ -118,8 +112,8 @@ class DiskContentStore(SealedTexts):
                 slots=SlotFile(folder / SLOT_FILE, fs, keys, vault_id),
                 packs=PackFiles(folder / PACK_FOLDER, fs),
                 blobs=BlobFiles(folder / BLOB_FOLDER, fs),
+                ballast=ballast,
             )
-            ballast = Ballast(folder / BALLAST_FILE, fs)
             recover(state, ballast)
             return cls(state, ballast)
         except BaseException:
@@ -137,27 +131,64 @@ class DiskContentStore(SealedTexts):
         self._state.keys.check_unlocked()
         return DiskContentWriter(self._state, self._committer, content_id, author)
 
+    def finish_together(self, writers: Sequence[DiskContentWriter]) -> list[StoredContent | VaultError]:
+        """Finish many contents with one wait for the disk: for each, in order, what its `finish` returns or raises."""
+        return finish_together(self._committer, writers)
+
     def reader(
-        self, content_id: ContentId, *, author: str, root: Root, length: int, padded_length: int
+        self,
+        content_id: ContentId,
+        *,
+        author: str,
+        root: Root,
+        length: int,
+        padded_length: int,
+        key: ContentKey | None = None,
     ) -> DiskContentReader:
         """Begin to read.
+
+        Args:
+            key: from `content_key(…, with_bytes=True)` just now, which spares looking again.
 
         Raises:
             ForgottenError, NotYetAvailableError (no bytes or no key here), DamagedContentError, LockedError.
         """
-        self._state.check_not_gone(content_id)
-        if self._row_with_bytes(content_id) is None:
-            raise missing(content_id)
-        key = self.need_key(content_id)
+        if key is None:
+            self._need_bytes(content_id)
+            key = self.need_key(content_id)
+        source = SegmentSource(self._state, content_id, root)
         return DiskContentReader(
-            self._state, content_id, author=author, root=root, length=length, padded=padded_length, key=key
+            self._state, content_id, source, author=author, length=length, padded=padded_length, key=key
         )
 
-    def content_key(self, content_id: ContentId) -> ContentKey | None:
-        """The content's key, or None when it is not here. Raises LockedError, StorageError."""
+    def incoming_reader(
+        self, content_id: ContentId, incoming: Incoming, *, author: str, root: Root, length: int, padded_length: int
+    ) -> DiskContentReader:
+        """Begin to read a content while it comes from peers; each segment is handed out as soon as it verified.
+
+        Raises:
+            ForgottenError, NotYetAvailableError (no key here), DamagedContentError, LockedError.
+        """
+        self._state.check_not_gone(content_id)
+        source = IncomingSegments(self._state, content_id, root, ciphertext_length(padded_length), incoming)
+        return DiskContentReader(
+            self._state,
+            content_id,
+            source,
+            author=author,
+            length=length,
+            padded=padded_length,
+            key=self.need_key(content_id),
+        )
+
+    def content_key(self, content_id: ContentId, *, with_bytes: bool = False) -> ContentKey | None:
+        """The content's key, or None when it (`with_bytes`: or the ciphertext) is not here.
+
+        Raises LockedError, StorageError.
+        """
         self._state.keys.check_unlocked()
         ((row, gone),) = self._state.index.look_up([content_id])
-        if row is None or row.slot is None or gone:
+        if row is None or row.slot is None or gone or (with_bytes and row.place == NOWHERE):
             return None
         found = self._state.slots.read(row.slot)
         # A slot that holds another content's key was forgotten and taken again between the two look-ups.
@@ -165,7 +196,7 @@ class DiskContentStore(SealedTexts):
 
     def has_bytes(self, content_id: ContentId) -> bool:
         """Whether the whole ciphertext is here (by the index; `verify` reads it)."""
-        return self._row_with_bytes(content_id) is not None and not self._state.index.is_gone(content_id)
+        return self._state.index.has_bytes(content_id)
 
     def verify(self, content_id: ContentId, root: Root) -> bool:
         """Read all ciphertext and compare with the root. False when missing, damaged or forgotten."""
@@ -191,6 +222,14 @@ class DiskContentStore(SealedTexts):
         for content_id in content_ids:
             check_content_id(content_id)
         self._forgetting.forget(content_ids)
+        self._reclaim()
+
+    def make_room(self) -> None:
+        """On a disk that is all but full, free the reserved space: something is about to be forgotten."""
+        with self._state.lock:
+            self._ballast.make_room()
+
+    def _reclaim(self) -> None:
         try:
             compact(self._state)
         except StorageError:
@@ -241,7 +280,7 @@ class DiskContentStore(SealedTexts):
             ForgottenError, ConflictError (it is here already), MisuseError (impossible length), StorageError.
         """
         check_content_id(content_id)
-        if self._row_with_bytes(content_id) is not None:
+        if self._state.index.has_bytes(content_id):
             raise ConflictError(f"the bytes of content {content_id.hex()} are here already")
         return CiphertextWriter(self._state, self._committer, content_id, root, ciphertext_length)
 
@@ -259,19 +298,41 @@ class DiskContentStore(SealedTexts):
             raise ConflictError(f"content {content_id.hex()} has another key already")
         self._committer.commit(Arrival(content_id=content_id, key=key))
 
-    def drop_bytes(self, content_id: ContentId) -> None:
-        """Free the space of a content; its key stays and it can be fetched again. Not forgetting."""
-        state = self._state
-        with state.lock:
-            state.check_writable()
-            row = self._row_with_bytes(content_id)
-            if row is None:
-                return
-            state.index.lose_bytes([content_id])
-            state.blobs.remove([content_id])
-            if row.range is not None:
-                state.packs.now_waste([row.range])
-        compact(state)
+    def drop_bytes(self, content_id: ContentId) -> int:
+        """Free the space of a content; its key stays and it can be fetched again. Not forgetting.
+
+        Returns:
+            Bytes of ciphertext that were here.
+        Raises:
+            ForgottenError. StorageError: repeat it; the next start finishes it.
+        """
+        check_content_id(content_id)
+        freed = drop(self._state, self._ballast, content_id)
+        self._reclaim()
+        return freed
+
+    def mend(self, content_id: ContentId, root: Root) -> None:
+        """Let damaged bytes count as still coming: what of them verifies stays. Raises ForgottenError, StorageError."""
+        if not reopen_blob(self._state, content_id, root):
+            self.drop_bytes(content_id)
+
+    def dropped(self, content_id: ContentId) -> bool:
+        """Whether the bytes were dropped here and have not come back."""
+        return self._state.index.is_dropped(content_id)
+
+    @property
+    def locked(self) -> bool:
+        """Whether the keys are out of reach."""
+        return self._state.keys.locked
+
+    def lock(self) -> None:
+        """Drop the keys, and cut off whoever reads or writes; forgetting and dropping still work. Idempotent."""
+        self._state.keys.lock()
+        self._state.cut_off_all(LockedError("the vault was locked meanwhile: unlock it, then repeat"))
+
+    def unlock(self, passphrase: str | None) -> None:
+        """Take the keys again. Raises WrongPassphraseError, LockedError (none was given), StorageError."""
+        self._state.keys.unlock(passphrase)
 
     def compact(self, *, everything: bool = False) -> int:
         """Reclaim the space of forgotten small contents; returns how many pack files went away."""
@@ -303,20 +364,16 @@ class DiskContentStore(SealedTexts):
         self._committer.close()
         with state.lock:
             state.closed = True
-            state.cut_off_all()
+            state.cut_off_all(StorageError("the content store is closed"))
             state.helpers.shutdown()
             state.packs.close()
             state.slots.close()
             state.index.database.close()
 
-    def _row_with_bytes(self, content_id: ContentId) -> Row | None:
-        row = self._state.index.get(content_id)
-        return row if row is not None and row.place != NOWHERE else None
-
     def _need_bytes(self, content_id: ContentId) -> Row:
         self._state.check_not_gone(content_id)
-        row = self._row_with_bytes(content_id)
-        if row is None:
+        row = self._state.index.get(content_id)
+        if row is None or row.place == NOWHERE:
             raise missing(content_id)
         return row
 

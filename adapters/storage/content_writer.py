@@ -6,6 +6,7 @@ thread hashes and writes. Holds at most about 3 MiB. Implements `domain.ports.Co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from walytis_vault.adapters.crypto.ciphertext_root import LeafHasher
@@ -16,12 +17,13 @@ from walytis_vault.adapters.crypto.content_cipher import (
     content_context,
     padded_length,
 )
+from walytis_vault.adapters.crypto.descriptor import Descriptor, seal_descriptor
 from walytis_vault.adapters.storage.blob_sink import BlobSink
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.index import NOWHERE
 from walytis_vault.adapters.storage.replica import forgotten
 from walytis_vault.adapters.storage.state import StoreState
-from walytis_vault.domain.errors import ConflictError, MisuseError, VaultError
+from walytis_vault.domain.errors import ConflictError, MisuseError, StorageError, VaultError
 from walytis_vault.domain.ids import ContentId, ContentKey, Root
 from walytis_vault.domain.limits import LIMITS
 from walytis_vault.domain.ports import StoredContent
@@ -39,6 +41,7 @@ class DiskContentWriter:
     def __init__(self, state: StoreState, committer: GroupCommitter, content_id: ContentId, author: str) -> None:
         """Begin with a fresh key. Raises StorageError."""
         state.check_writable()
+        state.check_room()
         self._state = state
         self._committer = committer
         self._content_id = content_id
@@ -81,6 +84,10 @@ class DiskContentWriter:
         self._finished = True
         self._end(MisuseError("this content is finished"))
         return stored
+
+    def seal_descriptor(self, descriptor: Descriptor) -> bytes:
+        """Seal under this content's key, without a look-up. Raises MisuseError over the limits."""
+        return seal_descriptor(self._key, self._content_id, descriptor)
 
     def abort(self) -> None:
         """Drop everything that was written, key included. Idempotent."""
@@ -137,11 +144,35 @@ class DiskContentWriter:
             self._sink.put(self._cipher.update(self._buffer))
             self._buffer = bytearray()
 
+    def _prepare(self) -> Arrival | StoredContent:
+        """For `finish_together`: what is to be made durable, or all of `finish` for a large content."""
+        self._check()
+        padded = padded_length(self._length)
+        if self._sink is not None or padded > SMALL_BYTES:
+            return self.finish()
+        try:
+            return self._seal_small(padded)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _settle(self, arrival: Arrival) -> StoredContent | VaultError:
+        """For `finish_together`: the arrival is durable, or failed."""
+        error = arrival.error
+        if error is not None:
+            self.abort()
+            return error if isinstance(error, VaultError) else StorageError(f"the content was not stored: {error!r}")
+        self._finished = True
+        self._end(MisuseError("this content is finished"))
+        return self._stored_small(arrival)
+
     def _finish(self) -> StoredContent:
         padded = padded_length(self._length)
         missing = padded - self._length
         if self._sink is None and padded <= SMALL_BYTES:
-            return self._finish_small(padded, missing)
+            arrival = self._seal_small(padded)
+            self._committer.commit(arrival)
+            return self._stored_small(arrival)
         if self._sink is None:
             self._sink = self._new_sink()
         self._flush()
@@ -153,21 +184,25 @@ class DiskContentWriter:
         self._committer.commit(arrival)
         return self._stored(root, header, padded, length)
 
-    def _finish_small(self, padded: int, missing: int) -> StoredContent:
-        self._buffer += bytes(missing)
+    def _seal_small(self, padded: int) -> Arrival:
+        self._buffer += bytes(padded - self._length)
         ciphertext = self._cipher.update(self._buffer) + self._cipher.finish()
         hasher = LeafHasher()
         hasher.update(ciphertext)
         _, root = hasher.finish()
-        arrival = Arrival(
+        return Arrival(
             content_id=self._content_id,
             key=self._key,
             ciphertext=ciphertext,
             ciphertext_length=len(ciphertext),
             root=root,
         )
-        self._committer.commit(arrival)
-        return self._stored(root, ciphertext[:HEADER_BYTES], padded, len(ciphertext))
+
+    def _stored_small(self, arrival: Arrival) -> StoredContent:
+        assert arrival.ciphertext is not None
+        assert arrival.root is not None
+        header = arrival.ciphertext[:HEADER_BYTES]
+        return self._stored(arrival.root, header, padded_length(self._length), len(arrival.ciphertext))
 
     def _stored(self, root: Root, header: bytes, padded: int, ciphertext_length: int) -> StoredContent:
         return StoredContent(
@@ -178,3 +213,26 @@ class DiskContentWriter:
             length=self._length,
             ciphertext_length=ciphertext_length,
         )
+
+
+def finish_together(
+    committer: GroupCommitter, writers: Sequence[DiskContentWriter]
+) -> list[StoredContent | VaultError]:
+    """Finish many contents with one wait for the disk: for each, in order, what `finish` returns or raises.
+
+    Of a content with an error nothing remains. Contents too large for a pack are finished one by one.
+    """
+    arrivals: list[Arrival | StoredContent | VaultError] = []
+    for writer in writers:
+        try:
+            arrivals.append(writer._prepare())
+        except VaultError as e:
+            arrivals.append(e)
+    try:
+        committer.commit_all([a for a in arrivals if isinstance(a, Arrival)])
+    except VaultError as e:
+        arrivals = [e if isinstance(a, Arrival) else a for a in arrivals]
+    return [
+        writer._settle(found) if isinstance(found, Arrival) else found
+        for writer, found in zip(writers, arrivals, strict=True)
+    ]

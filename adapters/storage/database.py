@@ -114,6 +114,22 @@ class Database:
             if (busy, in_wal, moved) != (0, 0, 0):
                 raise StorageError(f"checkpoint of {self.path.name} was incomplete: repeat it")
 
+    def snapshot(self, target: Path) -> None:
+        """Write what is committed now into a new file, without old pages. Others read and write meanwhile.
+
+        Raises:
+            StorageError: it cannot be written, or is there already.
+        """
+        self._check(reading=True)
+        with _our_errors(f"copy {self.path.name}"):
+            connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+            try:
+                connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+                connection.execute("VACUUM INTO ?", (str(target),))
+            finally:
+                connection.close()
+        target.chmod(0o600)
+
     def vacuum(self) -> None:
         """Rewrite the whole file, so that no copy of a deleted row survives in free pages."""
         with self._write_lock, self._read_lock:

@@ -8,13 +8,13 @@ Specified in docs/wire-format-content.md, "Blob files and packs".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from walytis_vault.adapters.storage.ballast import Ballast
 from walytis_vault.adapters.storage.index import Row
 from walytis_vault.adapters.storage.state import StoreState
-from walytis_vault.domain.errors import StorageError, StorageFullError
+from walytis_vault.domain.errors import StorageError
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import ContentId
 
@@ -61,7 +61,7 @@ class Forgetting:
     def _run(self, ids: Sequence[ContentId]) -> None:
         index = self._state.index
         fault("forget.before_mark")
-        self._with_ballast(lambda: index.mark_forgetting(ids))
+        self._ballast.for_step(lambda: index.mark_forgetting(ids))
         fault("forget.after_mark")
         for content_id in ids:
             self._state.cut_off(content_id)
@@ -75,22 +75,14 @@ class Forgetting:
         fault("forget.after_overwrite")
         self._state.blobs.remove(ids)
         fault("forget.after_bytes")
-        self._with_ballast(lambda: index.delete_rows(ids))
+        self._ballast.for_step(lambda: index.delete_rows(ids))
         fault("forget.after_rows")
-        self._with_ballast(index.database.checkpoint)
+        self._ballast.for_step(index.database.checkpoint)
         fault("forget.after_checkpoint")
-        self._with_ballast(lambda: index.bury(ids))
+        self._ballast.for_step(lambda: index.bury(ids))
         fault("forget.after_tombstone")
         self._count(rows)
 
     def _count(self, rows: Sequence[Row]) -> None:
         self._state.slots.release([r.slot for r in rows if r.slot is not None])
         self._state.packs.now_waste(r.range for r in rows if r.range is not None)
-
-    def _with_ballast(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except StorageFullError:
-            if not self._ballast.give_up():
-                raise
-            step()

@@ -39,9 +39,15 @@ CREATE INDEX IF NOT EXISTS contents_by_pack ON contents (pack) WHERE pack IS NOT
 CREATE TABLE IF NOT EXISTS partials (
     content_id BLOB PRIMARY KEY, root BLOB NOT NULL, ciphertext_length INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dropped (content_id BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgetting (content_id BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgotten (content_id BLOB PRIMARY KEY) WITHOUT ROWID;
 """
+_HAS_BYTES: Final = (
+    "SELECT 1 FROM contents WHERE content_id = ? AND place <> ?"
+    " AND NOT EXISTS (SELECT 1 FROM forgetting WHERE content_id = ?)"
+    " AND NOT EXISTS (SELECT 1 FROM forgotten WHERE content_id = ?)"
+)
 _COLUMNS: Final = "content_id, slot, place, pack, offset, ciphertext_length, root"
 
 
@@ -148,6 +154,34 @@ class StoreIndex:
         with self.database.transaction() as connection:
             connection.executemany(sql, [(i,) for i in content_ids])
 
+    def begin_drop(self, content_id: ContentId) -> None:
+        """From this commit on the bytes count as not here, and nobody fetches them unasked."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE contents SET place = 0 WHERE content_id = ?", (content_id,))
+            connection.execute("DELETE FROM partials WHERE content_id = ?", (content_id,))
+            connection.execute("INSERT OR IGNORE INTO dropped VALUES (?)", (content_id,))
+
+    def half_dropped(self) -> list[Row]:
+        """Contents whose bytes count as not here, but whose place in a pack is not overwritten yet."""
+        sql = (
+            f"SELECT {_COLUMNS} FROM contents WHERE content_id IN (SELECT content_id FROM dropped)"
+            " AND pack IS NOT NULL AND place = 0"
+        )
+        with self.database.read() as connection:
+            return [_row(found) for found in connection.execute(sql)]
+
+    def end_drop(self, content_ids: Iterable[ContentId]) -> None:
+        """Where the bytes were is overwritten."""
+        sql = "UPDATE contents SET pack = NULL, offset = NULL WHERE content_id = ? AND place = 0"
+        with self.database.transaction() as connection:
+            connection.executemany(sql, [(i,) for i in content_ids])
+
+    def is_dropped(self, content_id: ContentId) -> bool:
+        """Whether the bytes were dropped here and have not come back."""
+        sql = "SELECT 1 FROM dropped WHERE content_id = ?"
+        with self.database.read() as connection:
+            return connection.execute(sql, (content_id,)).fetchone() is not None
+
     def lose_slots(self, capacity: int) -> None:
         """Record that keys in slots from `capacity` on are not here (the slot file was cut)."""
         with self.database.transaction() as connection:
@@ -176,6 +210,11 @@ class StoreIndex:
         with self.database.transaction() as connection:
             connection.execute("DELETE FROM partials WHERE content_id = ?", (content_id,))
 
+    def has_bytes(self, content_id: ContentId) -> bool:
+        """Whether a whole ciphertext is here and not being forgotten. Asked for every row of a list: one statement."""
+        with self.database.read() as connection:
+            return connection.execute(_HAS_BYTES, (content_id, NOWHERE, content_id, content_id)).fetchone() is not None
+
     def is_forgotten(self, content_id: ContentId) -> bool:
         """Whether the tombstone stands."""
         sql = "SELECT 1 FROM forgotten WHERE content_id = ?"
@@ -191,6 +230,13 @@ class StoreIndex:
         with self.database.transaction() as connection:
             connection.executemany("INSERT OR IGNORE INTO forgetting VALUES (?)", [(i,) for i in content_ids])
 
+    def gone_ids(self) -> set[bytes]:
+        """Every content whose forgetting has begun or is done."""
+        with self.database.read() as connection:
+            sql = "SELECT content_id FROM forgotten UNION SELECT content_id FROM forgetting"
+            rows: list[Any] = connection.execute(sql).fetchall()
+        return {bytes(row[0]) for row in rows}
+
     def unfinished_forgetting(self) -> list[ContentId]:
         """Contents whose forgetting began and has no tombstone yet."""
         with self.database.read() as connection:
@@ -202,6 +248,7 @@ class StoreIndex:
         with self.database.transaction() as connection:
             connection.executemany("DELETE FROM contents WHERE content_id = ?", ids)
             connection.executemany("DELETE FROM partials WHERE content_id = ?", ids)
+            connection.executemany("DELETE FROM dropped WHERE content_id = ?", ids)
 
     def bury(self, content_ids: Iterable[ContentId]) -> None:
         """Step 5 of forgetting: the tombstone."""

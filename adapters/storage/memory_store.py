@@ -44,6 +44,7 @@ class MemoryContentStore(SealedTexts):
         self.entries: dict[ContentId, _Entry] = {}
         self.parts: dict[ContentId, tuple[Root, int, dict[int, bytes]]] = {}
         self.tombstones: set[ContentId] = set()
+        self.let_go: set[ContentId] = set()
         self.lock = threading.RLock()
 
     def writer(self, content_id: ContentId, *, author: str) -> MemoryContentWriter:
@@ -97,6 +98,10 @@ class MemoryContentStore(SealedTexts):
                 self.tombstones.add(content_id)
                 self.entries.pop(content_id, None)
                 self.parts.pop(content_id, None)
+                self.let_go.discard(content_id)
+
+    def make_room(self) -> None:
+        """Nothing: there is no disk that could be full."""
 
     def erased(self, content_id: ContentId) -> bool:
         """Whether this store destroyed the content."""
@@ -140,12 +145,23 @@ class MemoryContentStore(SealedTexts):
                 raise ConflictError(f"content {content_id.hex()} has another key already")
             entry.key = key
 
-    def drop_bytes(self, content_id: ContentId) -> None:
-        """Free the bytes of a content; its key stays."""
+    def drop_bytes(self, content_id: ContentId) -> int:
+        """Free the bytes of a content; its key stays. Returns how many there were."""
         with self.lock:
+            self.check_not_gone(content_id)
             entry = self.entries.get(content_id)
+            freed = len(entry.ciphertext or b"") if entry is not None else 0
+            if freed or content_id in self.parts:
+                self.let_go.add(content_id)
             if entry is not None:
                 entry.ciphertext = None
+            self.parts.pop(content_id, None)
+            return freed
+
+    def dropped(self, content_id: ContentId) -> bool:
+        """Whether the bytes were dropped and have not come back."""
+        with self.lock:
+            return content_id in self.let_go
 
     def store(self, content_id: ContentId, key: ContentKey | None, ciphertext: bytes) -> None:
         """Take a complete content. Raises ForgottenError, ConflictError."""
@@ -155,6 +171,7 @@ class MemoryContentStore(SealedTexts):
             if entry.ciphertext is not None:
                 raise ConflictError(f"content {content_id.hex()} is stored already")
             entry.key, entry.ciphertext = key or entry.key, ciphertext
+            self.let_go.discard(content_id)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -291,7 +308,7 @@ class MemoryCiphertextReceiver:
             raise UntrustedInputError("leaf hashes from a peer do not give the root on the log")
         self._leaves = list(leaves)
 
-    def write_segment(self, number: int, data: bytes) -> None:
+    def write_segment(self, number: int, data: bytes | memoryview) -> None:
         """Take one segment. Raises UntrustedInputError, MisuseError, ForgottenError."""
         self._check()
         count = segment_count(self._length)

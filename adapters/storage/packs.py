@@ -72,7 +72,7 @@ class PackFiles:
                     removed = True
             for number, pack in named.items():
                 self._next = max(self._next, number + 1)
-                size = self._fs.size(self._path(number)) or 0
+                size = self._fs.size(self.path(number)) or 0
                 if size < pack.end:
                     damaged.append(number)
                 elif size > pack.end:
@@ -85,7 +85,7 @@ class PackFiles:
     def holds(self, place: PackRange) -> bool:
         """Whether the file is long enough for a range."""
         with storage_errors("look at the pack files"):
-            return (self._fs.size(self._path(place.pack)) or 0) >= place.offset + place.length
+            return (self._fs.size(self.path(place.pack)) or 0) >= place.offset + place.length
 
     def append(self, pieces: Sequence[bytes]) -> list[PackRange]:
         """Write ciphertexts behind one another. Not durable before `sync`.
@@ -149,7 +149,7 @@ class PackFiles:
         """
         wanted = place.length - offset if size is None else min(size, place.length - offset)
         try:
-            fd = self._fs.open(self._path(place.pack), os.O_RDONLY)
+            fd = self._fs.open(self.path(place.pack), os.O_RDONLY)
         except FileNotFoundError:
             raise
         except OSError as e:
@@ -167,10 +167,10 @@ class PackFiles:
             by_pack.setdefault(found.pack, []).append(found)
         for number, found_here in by_pack.items():
             with storage_errors("overwrite forgotten bytes"):
-                size = self._fs.size(self._path(number))
+                size = self._fs.size(self.path(number))
                 if size is None:
                     continue
-                fd = self._fs.open(self._path(number), os.O_RDWR)
+                fd = self._fs.open(self.path(number), os.O_RDWR)
                 try:
                     for found in found_here:
                         length = min(found.length, size - found.offset)
@@ -205,8 +205,8 @@ class PackFiles:
         if self._is_current(number):
             self._close_current()
         with storage_errors("remove a pack file"):
-            if self._fs.size(self._path(number)) is not None:
-                self._fs.unlink(self._path(number))
+            if self._fs.size(self.path(number)) is not None:
+                self._fs.unlink(self.path(number))
         self._packs.pop(number, None)
         self._sync_folder()
 
@@ -233,7 +233,7 @@ class PackFiles:
         if number is None:
             number, self._next = self._next, self._next + 1
         with storage_errors("open a pack file"):
-            fd = self._fs.open(self._path(number), os.O_RDWR | os.O_CREAT)
+            fd = self._fs.open(self.path(number), os.O_RDWR | os.O_CREAT)
         self._packs.setdefault(number, _Pack())
         self._current = (number, fd)
         if created:
@@ -247,7 +247,7 @@ class PackFiles:
                 self._fs.close(fd)
 
     def _cut(self, number: int, end: int) -> None:
-        fd = self._fs.open(self._path(number), os.O_RDWR)
+        fd = self._fs.open(self.path(number), os.O_RDWR)
         try:
             self._fs.truncate(fd, end)
             with sync_errors("cut a pack file"):
@@ -259,7 +259,8 @@ class PackFiles:
         with sync_errors("change the folder of pack files"):
             self._fs.fsync_folder(str(self._folder))
 
-    def _path(self, number: int) -> str:
+    def path(self, number: int) -> str:
+        """Where a pack lies."""
         return str(self._folder / f"{number:08d}{PACK_SUFFIX}")
 
 

@@ -6,6 +6,7 @@ Bounded: it reads the index and the folders' names, not the contents (`verify` d
 from __future__ import annotations
 
 from walytis_vault.adapters.storage.ballast import Ballast
+from walytis_vault.adapters.storage.dropping import finish_drops
 from walytis_vault.adapters.storage.forgetting import Forgetting
 from walytis_vault.adapters.storage.state import StoreState
 from walytis_vault.domain.faults import fault
@@ -33,5 +34,6 @@ def recover(state: StoreState, ballast: Ballast) -> None:
     if damaged:
         state.packs.use(index.pack_ends())
     fault("recover.after_sweep")
+    finish_drops(state, ballast)
     Forgetting(state, ballast).finish_unfinished()
     ballast.take()

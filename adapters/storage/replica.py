@@ -47,7 +47,7 @@ class CiphertextReceiver(Protocol):
         """Give the leaf hashes that a peer sent. Raises UntrustedInputError when they do not give the root."""
         ...
 
-    def write_segment(self, number: int, data: bytes) -> None:
+    def write_segment(self, number: int, data: bytes | memoryview) -> None:
         """Take one segment (1 MiB; the last is shorter), in any order; a repeated one is ignored.
 
         Raises:
@@ -104,8 +104,12 @@ class ReplicaStore(ContentStore, Protocol):
         """Store a content key that a member sent, durably. The caller checked it against the commitment."""
         ...
 
-    def drop_bytes(self, content_id: ContentId) -> None:
-        """Free the space of a content; its key stays and it can be fetched again. Not forgetting."""
+    def drop_bytes(self, content_id: ContentId) -> int:
+        """Free the space of a content; its key stays and it can be fetched again. Returns the bytes freed."""
+        ...
+
+    def dropped(self, content_id: ContentId) -> bool:
+        """Whether the bytes were dropped here and have not come back."""
         ...
 
 

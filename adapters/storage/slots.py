@@ -140,6 +140,11 @@ class SlotFile:
             if not hmac.compare_digest(found, data):
                 raise StorageError("an overwritten content key did not read back: check the disk, then repeat")
 
+    def whole(self) -> bytes:
+        """The file as it is, every slot sealed. Needs the store's lock. Raises StorageError."""
+        with storage_errors("copy the key slots"):
+            return self._fs.pread(self._fd, HEADER_BYTES + self._capacity * SLOT_BYTES, 0)
+
     def close(self) -> None:
         """Release the file."""
         with storage_errors("close the key slots"):

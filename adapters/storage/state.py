@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
+from walytis_vault.adapters.storage.ballast import Ballast
 from walytis_vault.adapters.storage.blobs import BlobFiles
 from walytis_vault.adapters.storage.failures import SyncFailedError
 from walytis_vault.adapters.storage.index import StoreIndex
@@ -47,6 +48,7 @@ class StoreState:
         slots: SlotFile,
         packs: PackFiles,
         blobs: BlobFiles,
+        ballast: Ballast,
     ) -> None:
         """Bind the parts together."""
         self.vault_id = vault_id
@@ -57,6 +59,7 @@ class StoreState:
         self.slots = slots
         self.packs = packs
         self.blobs = blobs
+        self.ballast = ballast
         self.lock = threading.RLock()
         self.helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="content-store")
         self.closed = False
@@ -70,6 +73,14 @@ class StoreState:
             raise StorageError("the content store is closed")
         if self._failure is not None:
             raise StorageError(f"the content store stopped writing ({self._failure}): restart the node")
+
+    def check_room(self, size: int = 0) -> None:
+        """Raise StorageFullError when `size` more bytes would leave too little for the log, or for forgetting."""
+        if self.ballast.held:
+            self.ballast.require(size)
+        else:
+            with self.lock:
+                self.ballast.require(size)
 
     def note(self, error: BaseException) -> None:
         """Stop all writing for good when the error is a failed fsync."""
@@ -95,16 +106,16 @@ class StoreState:
                 if not found:
                     del self._handles[content_id]
 
-    def cut_off(self, content_id: ContentId) -> None:
-        """Forgetting: cut off every open handle of a content."""
+    def cut_off(self, content_id: ContentId, reason: VaultError | None = None) -> None:
+        """Cut off every open handle of a content; without a reason because it is being forgotten."""
         with self._handles_lock:
             found = list(self._handles.get(content_id, ()))
         for handle in found:
-            handle.cut_off(forgotten(content_id))
+            handle.cut_off(reason or forgotten(content_id))
 
-    def cut_off_all(self) -> None:
-        """Closing: cut off every open handle."""
+    def cut_off_all(self, reason: VaultError) -> None:
+        """Cut off every open handle: the store is being closed or locked."""
         with self._handles_lock:
             found = [handle for handles in self._handles.values() for handle in handles]
         for handle in found:
-            handle.cut_off(StorageError("the content store is closed"))
+            handle.cut_off(reason)

@@ -55,6 +55,8 @@ class VaultKeys:
         self._folder = folder
         self._fs = fs
         self._lock = threading.Lock()
+        self._changing = threading.Lock()
+        """One change of the passphrase at a time."""
         self._master: bytes | None = master
         self._sealers: dict[bytes, Sealer] = {}
 
@@ -88,12 +90,21 @@ class VaultKeys:
             LockedError: a passphrase is needed and None was given.
             StorageError: no master key here, or its file is damaged.
         """
-        return cls(folder, fs, _load_master(folder, fs, passphrase))
+        master = _load_master(folder, fs, passphrase)
+        if passphrase is not None:
+            # What a crash left behind while the key file gave way to a passphrase.
+            remove_file(fs, folder / KEY_FILE)
+        return cls(folder, fs, master)
 
     @staticmethod
     def needs_passphrase(folder: Path, fs: FileSystem) -> bool:
         """Whether the vault in `folder` is opened by a passphrase. Raises StorageError when there is none."""
         return _read_master_file(folder, fs).kind == "passphrase"
+
+    @property
+    def with_passphrase(self) -> bool:
+        """Whether a passphrase opens it, and not a key file. Raises StorageError."""
+        return self.needs_passphrase(self._folder, self._fs)
 
     @property
     def locked(self) -> bool:
@@ -132,16 +143,60 @@ class VaultKeys:
             return self._subkey(label)
 
     def change_passphrase(self, old: str | None, new: str | None) -> None:
-        """Seal the master key anew; no content is touched. `None` stands for the key file.
+        """Seal the master key anew; no content is touched. `None` stands for the key file. Also while locked.
+
+        Repeatable: when `new` opens the vault already, a change whose answer got lost was made before.
 
         Raises:
             WrongPassphraseError: `old` does not open the vault; nothing changed.
+            MisuseError: `new` is empty or too long; nothing changed.
             StorageError: the old passphrase is still valid.
         """
-        master = _load_master(self._folder, self._fs, old)
-        _store_master(self._folder, self._fs, master, new)
-        if new is not None:
-            remove_file(self._fs, self._folder / KEY_FILE)
+        with self._changing:
+            try:
+                master = _load_master(self._folder, self._fs, old)
+            except (WrongPassphraseError, LockedError):
+                if not _opens(self._folder, self._fs, new):
+                    raise
+            else:
+                _store_master(self._folder, self._fs, master, new)
+            if new is not None:
+                remove_file(self._fs, self._folder / KEY_FILE)
+
+    def seal_copy(
+        self, folder: Path, passphrase: str | None, *, with_key_file: bool
+    ) -> Literal["passphrase", "key-file"]:
+        """Write a sealed copy of the master key into an existing folder, for a backup.
+
+        Args:
+            passphrase: what will open the copy; None leaves it sealed as it is here.
+            with_key_file: copy the key file too, where that is what opens it.
+        Returns:
+            What opens the copy.
+        Raises:
+            MisuseError: it would be opened by a key file that is not to be copied. LockedError, StorageError.
+        """
+        self.check_unlocked()
+        if passphrase is not None:
+            with self._lock:
+                master = self._master
+            assert master is not None
+            _store_master(folder, self._fs, master, passphrase)
+            return "passphrase"
+        raw = read_file(self._fs, self._folder / MASTER_FILE, limit=MAX_MASTER_FILE)
+        kind = _read_master_file(self._folder, self._fs).kind
+        if kind == "key-file":
+            key = _key_file(self._folder, self._fs, missing_ok=False)
+            if not with_key_file:
+                raise MisuseError(
+                    "this vault is opened by its key file: give the backup a passphrase, or ask for the key file"
+                    " to be copied with it"
+                )
+            if key is None:
+                raise StorageError(f"{KEY_FILE} is missing from {self._folder}: put it back")
+            replace_file(self._fs, folder / KEY_FILE, key)
+        replace_file(self._fs, folder / MASTER_FILE, raw or b"")
+        return kind
 
     def _subkey(self, label: bytes) -> bytes:
         if self._master is None:
@@ -203,6 +258,14 @@ def _load_master(folder: Path, fs: FileSystem, passphrase: str | None) -> bytes:
     if len(master) != KEY_BYTES:
         raise StorageError(f"{MASTER_FILE} is damaged: restore it from a backup")
     return master
+
+
+def _opens(folder: Path, fs: FileSystem, passphrase: str | None) -> bool:
+    try:
+        _load_master(folder, fs, passphrase)
+    except (WrongPassphraseError, LockedError):
+        return False
+    return True
 
 
 def _key_file(folder: Path, fs: FileSystem, *, missing_ok: bool) -> bytes | None:

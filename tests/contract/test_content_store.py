@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -262,7 +261,7 @@ def test_descriptor_and_reason_open_where_the_key_is(make_store: MakeStore) -> N
         here.open_reason(kept.content_id, sealed)
 
 
-@pytest.mark.parametrize("size", [1_000, 3 * SEGMENT_BYTES])
+@pytest.mark.parametrize("size", [1_000, 200_000, 3 * SEGMENT_BYTES])
 def test_a_replica_takes_ciphertext_and_key_from_a_peer(make_store: MakeStore, size: int) -> None:
     """Segments in any order, then the key, make the content readable; before that nothing is served."""
     here, there = make_store(), make_store()
@@ -291,7 +290,7 @@ def test_a_replica_takes_ciphertext_and_key_from_a_peer(make_store: MakeStore, s
         there.put_key(kept.content_id, ContentKey(bytes(32)))
 
 
-@pytest.mark.parametrize("size", [1_000, 2 * SEGMENT_BYTES])
+@pytest.mark.parametrize("size", [1_000, 200_000, 2 * SEGMENT_BYTES])
 def test_a_replica_refuses_segments_that_do_not_verify(make_store: MakeStore, size: int) -> None:
     """Changed, swapped, cut or misnumbered segments and wrong leaf hashes are refused; the right ones still fit."""
     here, there = make_store(), make_store()
@@ -341,15 +340,16 @@ def test_an_interrupted_transfer_goes_on(make_store: MakeStore) -> None:
     anew.abort()
 
 
-@pytest.mark.parametrize("size", [1_000, 2 * SEGMENT_BYTES])
+@pytest.mark.parametrize("size", [1_000, 200_000, 2 * SEGMENT_BYTES])
 def test_dropping_bytes_is_not_forgetting(make_store: MakeStore, size: int) -> None:
-    """Dropped bytes free the space; key and descriptor stay, and the bytes may come back."""
+    """Dropped bytes free the space; key and descriptor stay, and the bytes may come back and be dropped again."""
     store, peer = make_store(), make_store()
     kept = put(store, os.urandom(size))
     cipher = ciphertext(store, kept)
     leaves = store.leaf_hashes(kept.content_id)
-    store.drop_bytes(kept.content_id)
-    store.drop_bytes(kept.content_id)
+    assert store.drop_bytes(kept.content_id) == len(cipher)
+    assert store.drop_bytes(kept.content_id) == 0
+    assert store.dropped(kept.content_id)
     assert not store.has_bytes(kept.content_id)
     assert not store.erased(kept.content_id)
     assert store.content_key(kept.content_id) is not None
@@ -361,8 +361,14 @@ def test_dropping_bytes_is_not_forgetting(make_store: MakeStore, size: int) -> N
         receiver.write_segment(number, cipher[number * SEGMENT_BYTES : (number + 1) * SEGMENT_BYTES])
     receiver.finish()
     assert get(store, kept) == kept.data
-    with suppress(NotYetAvailableError):
-        peer.drop_bytes(kept.content_id)
+    assert not store.dropped(kept.content_id)
+    assert peer.drop_bytes(kept.content_id) == 0
+    assert not peer.dropped(kept.content_id)
+    store.drop_bytes(kept.content_id)
+    store.erase((kept.content_id,))
+    assert not store.dropped(kept.content_id)
+    with pytest.raises(ForgottenError):
+        store.drop_bytes(kept.content_id)
 
 
 def test_ciphertext_is_read_within_limits(store: ReplicaStore) -> None:

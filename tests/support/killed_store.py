@@ -50,7 +50,7 @@ class StoreKiller:
         """Let a victim do `action` on these contents; returns whether it was killed at the fault point.
 
         Args:
-            action: "erase", "compact", "publish-small", "publish-large".
+            action: "erase", "drop", "compact", "publish-small", "publish-large".
         """
         return self._ask(fault, str(home), action, *(i.hex() for i in ids))
 
@@ -140,6 +140,9 @@ def _kill_at(wanted: str) -> None:
 def _act(store: DiskContentStore, action: str, ids: list[ContentId]) -> None:
     if action == "erase":
         store.erase(tuple(ids))
+    elif action == "drop":
+        for content_id in ids:
+            store.drop_bytes(content_id)
     elif action == "compact":
         store.erase(tuple(ids))
         store.compact(everything=True)

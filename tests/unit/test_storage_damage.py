@@ -108,6 +108,34 @@ def test_damage_to_a_large_blob(tmp_path: Path, damage: Damage) -> None:
     again.close()
 
 
+CHUNK = (16 << 10) + 16
+CHUNKS: dict[str, tuple[int, ...]] = {
+    "swapped": (1, 0, 2),
+    "doubled": (0, 0, 1, 2),
+    "doubled in place of another": (0, 0, 2),
+    "dropped": (0, 2),
+    "last dropped": (0, 1),
+}
+
+
+@pytest.mark.parametrize("order", CHUNKS.values(), ids=CHUNKS.keys())
+def test_chunks_of_a_small_content(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Encryption chunks of a packed content that were swapped, doubled or dropped are refused, and audited so."""
+    store = open_store(tmp_path)
+    kept, neighbour = put(store, os.urandom(40_000)), put(store, os.urandom(500))
+    path = only_file(tmp_path, "packs")
+    good, length = path.read_bytes(), kept.stored.ciphertext_length
+    whole, rest = good[:length], good[length:]
+    chunks = [whole[56 + n * CHUNK : 56 + (n + 1) * CHUNK] for n in range(3)]
+    changed = whole[:56] + b"".join(chunks[n] for n in order)
+    path.write_bytes(changed[:length].ljust(length, b"\x00") + rest)
+    assert_damaged(store, kept)
+    assert get(store, neighbour) == neighbour.data
+    path.write_bytes(good)
+    assert get(store, kept) == kept.data
+    store.close()
+
+
 def test_the_blob_of_another_content_or_vault(tmp_path: Path) -> None:
     """A blob that is whole but belongs to another content, or another vault, is refused."""
     store = open_store(tmp_path / "a")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from support.content_stores import Kept, ciphertext, get, new_id, open_store, put
 from support.faulty_files import FaultPlan, FaultyFileSystem, WatchingFileSystem, faulty_sqlite
+from walytis_vault.adapters.storage import committer
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.storage.secrets_file import SecretsFile
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
+from walytis_vault.adapters.system import OsFileSystem
 from walytis_vault.domain.errors import ForgottenError, StorageError, StorageFullError, VaultError
 from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.limits import SEGMENT_BYTES
@@ -208,6 +212,55 @@ def test_a_failed_fsync_ends_writing(tmp_path: Path, plan: FaultPlan, call: str)
     put(again, b"later")
     again.erase((kept.content_id,))
     again.close()
+
+
+def test_a_disk_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers get StorageError after the bound; what the disk takes later is destroyed, and all goes on."""
+    disk = HangingFileSystem()
+    store = open_store(tmp_path, fs=disk)
+    kept = put(store, b"before")
+    disk.hang()
+    monkeypatch.setattr(committer, "WAIT_S", 0.3)
+    ids = [new_id() for _ in range(5)]
+    with ThreadPoolExecutor(len(ids)) as threads:
+        waiting = [threads.submit(put, store, b"x" * 500, content_id=i) for i in ids]
+        for future in waiting:
+            with pytest.raises(StorageError, match="did not take it"):
+                future.result(30)
+    assert get(store, kept) == b"before"
+    monkeypatch.setattr(committer, "WAIT_S", 60.0)
+    disk.go_on()
+    later = put(store, b"later")
+    assert get(store, later) == b"later"
+    assert not any(store.has_bytes(i) for i in ids)
+    assert store.usage().keys == 2
+    store.close()
+    again = open_store(tmp_path)
+    assert [get(again, one) for one in (kept, later)] == [b"before", b"later"]
+    assert again.usage().keys == 2
+    again.close()
+
+
+class HangingFileSystem(OsFileSystem):
+    """A disk whose fdatasync does not return while it hangs."""
+
+    def __init__(self) -> None:
+        """Begin well."""
+        self._going = threading.Event()
+        self._going.set()
+
+    def hang(self) -> None:
+        """From now on."""
+        self._going.clear()
+
+    def go_on(self) -> None:
+        """Until now."""
+        self._going.set()
+
+    def fdatasync(self, fd: int) -> None:
+        """See the port."""
+        assert self._going.wait(30)
+        super().fdatasync(fd)
 
 
 def fill(store: DiskContentStore, size: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from support.canaries import find_canaries
 from support.faulty_files import FaultPlan, FaultyFileSystem
 from walytis_vault.adapters.crypto.passphrase import Argon2Parameters, key_from_passphrase
+from walytis_vault.adapters.storage import vault_keys
 from walytis_vault.adapters.storage.secrets_file import MAX_SECRETS, SecretsFile
 from walytis_vault.adapters.storage.vault_keys import MasterFile, VaultKeys
 from walytis_vault.adapters.system import OsFileSystem
@@ -97,6 +100,54 @@ def test_changing_the_passphrase_keeps_the_keys(tmp_path: Path, old: str | None,
     with pytest.raises((WrongPassphraseError, LockedError)):
         made.change_passphrase("never it", "c")
     assert VaultKeys.open(tmp_path, FS, new).subkey(b"x") == made.subkey(b"x")
+
+
+@pytest.mark.parametrize(("old", "new"), [("a", "b"), ("a", None), (None, "b")])
+def test_a_change_of_passphrase_that_fails_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str | None, new: str | None
+) -> None:
+    """Whichever call fails, the old or the new way opens the vault, and repeating the change finishes it."""
+    # Stretching is not what is tested, and would take minutes here.
+    monkeypatch.setattr(vault_keys, "key_from_passphrase", lambda text, _: hashlib.sha256(text.encode()).digest())
+    plan = FaultPlan()
+    number, failed = 0, True
+    while failed:
+        folder = tmp_path / str(number)
+        plan.count_only()
+        keys = VaultKeys.create(folder, FaultyFileSystem(plan), old)
+        plan.fail_call(number, errno.EIO)
+        with contextlib.suppress(StorageError):
+            keys.change_passphrase(old, new)
+        failed = bool(plan.failed)
+        plan.count_only()
+        opened = [way for way in (old, new) if opens(folder, way)]
+        assert len(opened) == 1
+        keys.change_passphrase(old, new)
+        keys.change_passphrase(old, new)
+        assert VaultKeys.open(folder, FS, new).subkey(b"x") == keys.subkey(b"x")
+        assert not opens(folder, old)
+        assert (folder / "vault.key").exists() == (new is None)
+        number += 1
+    assert number > 5
+
+
+def opens(folder: Path, passphrase: str | None) -> bool:
+    try:
+        VaultKeys.open(folder, FS, passphrase)
+    except (WrongPassphraseError, LockedError):
+        return False
+    return True
+
+
+def test_a_key_file_that_a_crash_left_goes_with_the_next_start(tmp_path: Path) -> None:
+    """A vault that got a passphrase keeps no key file, however the change ended."""
+    VaultKeys.create(tmp_path, FS, None)
+    left = (tmp_path / "vault.key").read_bytes()
+    VaultKeys.open(tmp_path, FS, None).change_passphrase(None, "p")
+    (tmp_path / "vault.key").write_bytes(left)
+    (tmp_path / "vault.key").chmod(0o600)
+    VaultKeys.open(tmp_path, FS, "p")
+    assert not find_canaries(tmp_path, {"key file": left})
 
 
 def test_lock_and_unlock(tmp_path: Path) -> None:
