@@ -59,7 +59,7 @@ def event(position: int) -> ev.Recorded:
         made = ev.ContentPublished(
             content_id=content_of(position),
             root=rng.randbytes(32),
-            padded_length=rng.randrange(1000, 1_000_000),
+            padded_length=padded_of(content_of(position)),
             header=bytes(56),
             descriptor=rng.randbytes(232),
             revises=revises,
@@ -82,11 +82,19 @@ def content_of(position: int) -> bytes:
     return hashlib.sha256(b"content %d" % position).digest()[:16]
 
 
+def padded_of(content_id: bytes) -> int:
+    """The padded length of a content: 1 kB to 1 MB."""
+    return 1000 + int.from_bytes(content_id[1:5], "big") % 999_000
+
+
 def opened(content_id: bytes, _sealed: bytes) -> Opened:
     """What a descriptor says; costs about what opening one costs."""
     number = content_id[0]
     return Opened(
-        f"report {content_id.hex()[:6]}.pdf", "text/plain" if number % 2 else "image/png", (f"l{number}",), 900
+        f"report {content_id.hex()[:6]}.pdf",
+        "text/plain" if number % 2 else "image/png",
+        (f"l{number}",),
+        padded_of(content_id) * 20 // 21,
     )
 
 
@@ -157,12 +165,15 @@ def queries(host: ProjectionHost) -> Iterator[tuple[str, float, float]]:
         ("catalogue", {"state": "forgetting"}),
         ("catalogue", {"state": "retracted"}),
         ("catalogue", {"since": 1_700_000_000_000 + 50_000_000}),
-        ("catalogue", {"min_size": 990_000}),
+        ("catalogue", {"min_size": 900_000}),
         ("catalogue", {"sort": "-size"}),
         ("catalogue", {"content_id": some}),
         ("catalogue", {"label": "l7"}),
         ("catalogue", {"media_type": "image/png"}),
+        ("catalogue", {"text": "report"}),
         ("catalogue", {"text": "report abc"}),
+        ("catalogue", {"text": "7f"}),
+        ("catalogue", {"text": "7f", "author": AUTHORS[3]}),
         ("timeline", {}),
         ("timeline", {"content_id": some}),
         ("ballots", {"state": "carried"}),

@@ -11,12 +11,14 @@ from typing import Any, Final
 import msgspec
 from eventsourcing.dcb.api import DCBQuery, DCBQueryItem, DCBSequencedEvent
 
-from walytis_vault.domain.errors import MisuseError, UnknownIdError
+from walytis_vault.domain.errors import MisuseError, StorageUnavailableError, UnknownIdError
 from walytis_vault.domain.events import PRODUCT_EVENTS, LoggedEvent, ballot_tag, content_tag
 from walytis_vault.projections import paging
-from walytis_vault.projections.base import Local, Page, Request, ViewRecorder
+from walytis_vault.projections.announcing import Answer
+from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
 from walytis_vault.projections.live import LiveView
 from walytis_vault.projections.log import EventLog, Horizon
+from walytis_vault.projections.past import Moment, Past
 from walytis_vault.projections.replay import Replay
 from walytis_vault.projections.runner import Decoded, Runner
 from walytis_vault.projections.source import Source
@@ -63,8 +65,12 @@ class Asking:
     _temporary: Callable[[], ViewStore] | None
     _views: dict[str, LiveView]
     _sources: dict[str, Source]
+    _past: Past
 
     def _decode(self, sequenced: DCBSequencedEvent) -> Decoded:
+        raise NotImplementedError
+
+    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
         raise NotImplementedError
 
     def live(self, name: str) -> LiveView:
@@ -78,6 +84,15 @@ class Asking:
     def names(self) -> tuple[str, ...]:
         """All views that can be queried."""
         return (*self._views, *self._sources)
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """The views that are folded here: all but those that somebody else keeps."""
+        return tuple(self._views)
+
+    def parked(self, name: str) -> list[tuple[int, str]]:
+        """(position, error) of the events that a view could not fold, oldest first. Raises UnknownIdError."""
+        return self.live(name).runner.parked()
 
     def row_type(self, name: str) -> type[msgspec.Struct]:
         """The type of a view's rows. Raises UnknownIdError."""
@@ -105,13 +120,50 @@ class Asking:
         if source is not None:
             page = source.page(request)
             return Page(rows=page.rows, cursor=page.cursor, position=self._horizon.horizon)
-        return self.live(view).page(request)
+        return self._patiently(lambda: self.live(view).page(request))
+
+    def query_as_of(
+        self,
+        view: str,
+        as_of: int | str,
+        *,
+        limit: int | None = 100,
+        cursor: str | None = None,
+        filters: dict[str, Any] | None = None,
+    ) -> Page:
+        """As `query`, of the view as it was; it stays folded for a while, so that pages can follow.
+
+        Args:
+            as_of: a position; or a time (ISO 8601, UTC): then with all events up to it, by their authors' clocks.
+        Raises:
+            UnknownIdError, MisuseError, StorageError: as `query`.
+        """
+        if view in self._sources:
+            raise MisuseError(f"view {view} is a list of what arrived here and when: it has no past, ask it as it is")
+        self.live(view)
+        moment: Moment
+        horizon = self._horizon.horizon
+        if isinstance(as_of, int) or (as_of.isascii() and as_of.isdigit()):
+            moment = min(paging.count("as_of", as_of), horizon), None
+        else:
+            moment = horizon, paging.moment("as_of", as_of)
+        given = {k: v for k, v in (filters or {}).items() if v is not None}
+        return self._past.query(view, moment, limit=limit, cursor=cursor, filters=given)
+
+    def _fold_past(self, view: str, moment: Moment) -> Replay:
+        return self.replay(view, until=moment[0], until_ms=moment[1])
 
     def status(self) -> dict[str, ViewState]:
-        """How far each view is. Raises StorageError."""
+        """How far each view is, also while their store is away. Raises StorageError."""
         return {name: self._state(live) for name, live in self._views.items()}
 
     def _state(self, live: LiveView) -> ViewState:
+        try:
+            return self._state_now(live)
+        except StorageUnavailableError as e:
+            return ViewState(position=live.position, hash="", error=str(e))
+
+    def _state_now(self, live: LiveView) -> ViewState:
         parked = live.runner.parked()
         rebuilding = None
         if live.building is not None or live.behind:
@@ -173,12 +225,16 @@ class Asking:
         self, live: LiveView, after: int, limit: int, filters: dict[str, Any]
     ) -> tuple[list[Change], int]:
         fits = _row_filter(live, filters)
-        view = live.view
-        with self._store.read() as connection:
-            position = view.view.position_in(connection) or 0
-            changed = view.changed(connection, after, limit)
+
+        def read(runner: Runner) -> tuple[View, int, list[tuple[int, bytes]], dict[bytes, msgspec.Struct]]:
+            view = runner.view
+            with self._store.read() as connection:
+                position = view.view.position_in(connection) or 0
+                changed = view.changed(connection, after, limit)
+            return view, position, changed, view.rows_by_key([key for _, key in changed])
+
+        view, position, changed, rows = self._patiently(lambda: live.ask(read))
         looked = changed[-1][0] if len(changed) >= limit else max(position, after)
-        rows = view.rows_by_key([key for _, key in changed])
         events = self._events_at(sorted({p for p, _ in changed}))
         found = []
         for at, key in changed:
@@ -213,9 +269,17 @@ class Asking:
         if self._temporary is None:
             raise MisuseError("this node has no place for a temporary view")
         upto = self._horizon.horizon if until is None else min(paging.count("until", until), self._horizon.horizon)
+        live = self.live(view)
+        then = until_ms
+        if then is None:
+            last = next(iter(self._log.read(after=upto - 1, limit=1)), None) if upto else None
+            event = None if last is None else last.event
+            then = event.origin.time_ms if isinstance(event, LoggedEvent) else 0
+        # What expired after that moment had not expired then.
+        local = msgspec.structs.replace(self._local, now_ms=lambda: then, past=True)
         store = self._temporary()
         try:
-            runner = Runner(self.live(view).type(ViewRecorder(store, view), self._local), store)
+            runner = Runner(live.type(ViewRecorder(store, view), local), store)
             replay = Replay(runner, store)
             replay.fill(self._log, self._decode, upto, until_ms)
         except BaseException:

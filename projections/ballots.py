@@ -201,6 +201,7 @@ class BallotsView(View):
 
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
         """See `View.forget`: reasons are sealed under the content's key."""
+        super().forget(connection, contents)
         for content_id in contents:
             for ballot_id in self.book.ballots_of(connection, content_id):
                 connection.execute(self._drop_reason, (ballot_id,))

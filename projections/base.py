@@ -54,6 +54,8 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
     erased: Callable[[bytes], bool] = lambda _content_id: False
     now_ms: Callable[[], int] = lambda: 0
     """Milliseconds since 1970, for expiry in listings."""
+    past: bool = False
+    """The view shows an earlier moment: contents may be erased here that the log of then does not yet give up."""
     history: History = BY_DEPTH
     """The exact causes, where the log can tell them. Must say the same on every node."""
 
@@ -164,6 +166,9 @@ class View(Projection[ViewRecorder]):
         self.touch_at: int | None = None
         """Where changes are listed, when not at the event's own position (a late retry)."""
         self._changes = self.t("changes")
+        self.rows_since: str | None = None
+        """For views whose every row first changes at its own position: SQL that gives (position, key) of rows after
+        a position, at most so many, ascending. Those changes need no `touch` (but see `touch_new`)."""
 
     def t(self, name: str) -> str:
         """The real name of one of the view's tables."""
@@ -206,7 +211,7 @@ class View(Projection[ViewRecorder]):
             raise
 
     def fold(self, connection: Connection, recorded: Any, position: int) -> None:
-        """Apply one event to the tables. The caller records the position and then calls `flush`."""
+        """Apply one event by its handler; the caller then flushes and records the position. Do not override it."""
         if not isinstance(recorded, Recorded):
             raise MisuseError("views fold events that come with their origin (Recorded)")
         handler = self.handlers.get(type(recorded.event))
@@ -216,6 +221,11 @@ class View(Projection[ViewRecorder]):
     def touch(self, key: bytes, position: int) -> None:
         """Say that the row with this key changed at this position. Subscribers and the hash depend on it."""
         self._touched.append((position if self.touch_at is None else self.touch_at, key))
+
+    def touch_new(self, key: bytes, position: int) -> None:
+        """As `touch`, for a row that `rows_since` gives at this position: nothing to list, unless it comes late."""
+        if self.touch_at is not None:
+            self.touch(key, position)
 
     def flush(self, connection: Connection) -> None:
         """Write what was collected while folding. Called before each commit."""
@@ -241,6 +251,12 @@ class View(Projection[ViewRecorder]):
             last = found[-1][0]
             rest = connection.execute(sql + " WHERE position = ? AND key > ? ORDER BY key", (last, found[-1][1]))
             found += [(int(p), bytes(k)) for p, k in rest]
+        if self.rows_since is not None:
+            new = ((int(p), bytes(k)) for p, k in connection.execute(self.rows_since, (after, limit)))
+            found = sorted({*found, *new})
+            if len(found) > limit:
+                last = found[limit - 1][0]
+                found = [change for change in found if change[0] <= last]
         return found
 
     def key_text(self, key: bytes) -> str:
@@ -277,8 +293,15 @@ class View(Projection[ViewRecorder]):
         No positions and no local facts: equal on all nodes with equal logs.
         """
 
-    def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
-        """Drop sealed bytes and caches of contents that were erased here."""
+    def seal(self) -> None:
+        """The vault was locked: keep nothing in memory that was opened."""
+
+    def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:  # noqa: ARG002
+        """Drop sealed bytes of contents that were erased here. Overrides call this too."""
+        self.forget_opened(contents)
+
+    def forget_opened(self, contents: Sequence[bytes]) -> None:
+        """Drop what is in memory of contents that were erased here."""
 
 
 BUCKETS: Final = 4096

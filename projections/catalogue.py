@@ -18,14 +18,14 @@ from walytis_vault.projections import book as ballot_book
 from walytis_vault.projections import names
 from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
 from walytis_vault.projections.book import STANDING, Book
-from walytis_vault.projections.catalogue_query import FILTERS, CatalogueQuery, CatalogueRow
+from walytis_vault.projections.catalogue_plan import FILTERS
+from walytis_vault.projections.catalogue_query import CatalogueQuery, CatalogueRow
 from walytis_vault.projections.catalogue_rows import COLUMNS, ROWS, SEALED, TOGGLES, Stored, stored_row
 from walytis_vault.projections.names import Dids
-from walytis_vault.projections.paging import order_bytes
+from walytis_vault.projections.paging import order_of
+from walytis_vault.projections.search import Place
 from walytis_vault.projections.store import Connection, Table, Value, one
 
-CHUNK: Final = 250
-"""Ids looked up in one statement (a count)."""
 EARLY: Final = 50_000
 """Contents remembered as expected (a count); with more, every publication is looked up."""
 
@@ -34,7 +34,7 @@ class Catalogue(View):
     """See the module."""
 
     name = "catalogue"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     row: ClassVar[type[msgspec.Struct]] = CatalogueRow
     tables: ClassVar[tuple[Table, ...]] = (ROWS, SEALED, TOGGLES, names.TABLE, *ballot_book.TABLES)
     filters: ClassVar[frozenset[str]] = frozenset(FILTERS)
@@ -64,13 +64,15 @@ class Catalogue(View):
         marks = ", ".join("?" * len(ROWS.columns))
         self._insert = f"INSERT INTO {rows} ({COLUMNS}) VALUES ({marks})"
         self._by_id = f"SELECT {COLUMNS} FROM {rows} WHERE content_id = ?"
-        self._exist = f"SELECT content_id FROM {rows} WHERE content_id IN "
+        self._insert_new = f"{self._insert} ON CONFLICT (content_id) DO NOTHING"
+        self._between = f"SELECT position FROM {rows} WHERE position BETWEEN ? AND ?"
         missing = f"NOT EXISTS (SELECT 1 FROM {rows} r WHERE r.content_id = e.content_id) LIMIT {EARLY + 1}"
         self._find_early = (
             f"SELECT content_id FROM {toggles} e WHERE {missing}",
             f"SELECT content_id FROM {self.t('asked')} e WHERE {missing}",
             f"SELECT revises FROM {rows} WHERE revises IS NOT NULL AND parent IS NULL LIMIT {EARLY + 1}",
         )
+        self.rows_since = f"SELECT position, content_id FROM {rows} WHERE position > ? ORDER BY position LIMIT ?"
         self._children = f"SELECT {COLUMNS} FROM {rows} WHERE revises = ?"
         self._heads = f"SELECT {COLUMNS} FROM {rows} WHERE original = ? AND parent IS NOT NULL AND head = 1"
         self._seal = f"INSERT INTO {sealed} (position, sealed) VALUES (?, ?) ON CONFLICT DO NOTHING"
@@ -102,9 +104,8 @@ class Catalogue(View):
         content_id = event.content_id
         if event.revises is None and not self._is_early(connection, content_id) and content_id not in self._new:
             self._new[content_id] = event, origin, position
-            self.touch(content_id, position)
+            self.touch_new(content_id, position)
             return
-        self._write_new(connection)
         known = self.load(connection, content_id)
         if known is not None:
             self._published_again(connection, event, origin, position, known)
@@ -112,7 +113,7 @@ class Catalogue(View):
         parent = None
         if event.revises is not None:
             parent = self.load(connection, event.revises)
-            if parent is not None and not (parent.author == origin.author and order_bytes(origin.order) > parent.ord):
+            if parent is not None and not (parent.author == origin.author and order_of(origin) > parent.ord):
                 parent = None
         retracted = self._hidden(connection, content_id, origin.author) or (parent is not None and parent.retracted)
         standing = STANDING.index(self.book.standing(connection, content_id))
@@ -124,7 +125,7 @@ class Catalogue(View):
         row = Stored(
             position=position,
             content_id=content_id,
-            ord=order_bytes(origin.order),
+            ord=order_of(origin),
             author=origin.author,
             device=origin.device,
             time_ms=origin.time_ms,
@@ -148,7 +149,7 @@ class Catalogue(View):
             self._expect(event.revises)
         if standing < 2:
             connection.execute(self._seal, (position, event.descriptor))
-        self.touch(content_id, position)
+        self.touch_new(content_id, position)
         children = [self._stored(connection, r).content_id for r in connection.execute(self._children, (content_id,))]
         if children:
             self._recompute(connection, [content_id, *children], position)
@@ -157,7 +158,7 @@ class Catalogue(View):
         self, connection: Connection, event: ev.ContentPublished, origin: ev.Origin, position: int, known: Stored
     ) -> None:
         """Somebody used an id twice: the smaller order is the content, and the row says that it is contested."""
-        order = order_bytes(origin.order)
+        order = order_of(origin)
         if order == known.ord:
             return
         if order < known.ord:
@@ -171,6 +172,7 @@ class Catalogue(View):
             )
             connection.execute(self._unseal, (known.position,))
             connection.execute(self._seal, (known.position, event.descriptor))
+            self.query.search.again(event.content_id, Place(order, origin.time_ms, event.padded_length, known.position))
         else:
             connection.execute(self._contest, (known.position,))
         self.touch(event.content_id, position)
@@ -200,8 +202,7 @@ class Catalogue(View):
     def _toggled(
         self, connection: Connection, event: ev.ContentRetracted | ev.ContentRestored, origin: ev.Origin, position: int
     ) -> None:
-        self._write_new(connection)
-        order, hidden = order_bytes(origin.order), isinstance(event, ev.ContentRetracted)
+        order, hidden = order_of(origin), isinstance(event, ev.ContentRetracted)
         last = one(connection.execute(self._toggle, (event.content_id, origin.author)))
         if last is not None and bytes(last[0]) >= order:
             return
@@ -220,7 +221,6 @@ class Catalogue(View):
 
     def _recompute(self, connection: Connection, seeds: Sequence[bytes], position: int) -> None:
         """Judge the families of these contents again and write what changed."""
-        self._write_new(connection)
         done: set[bytes] = set()
         for seed in seeds:
             if seed in done:
@@ -300,23 +300,21 @@ class Catalogue(View):
         author, device = self.dids.id(connection, origin.author), self.dids.id(connection, origin.device)
         content_id, expires = event.content_id, event.expires_ms
         return (
-            *(position, content_id, order_bytes(origin.order), author, device, origin.time_ms, event.padded_length),
+            *(position, content_id, order_of(origin), author, device, origin.time_ms, event.padded_length),
             *(event.root, None, None, content_id, expires, expires, 0, 0, 1, 0, 0),
         )
 
     def _write_new(self, connection: Connection) -> None:
-        """Write what was collected, before anything looks at the rows."""
+        """Write what was collected, before anything looks at the rows of these contents."""
         if not self._new:
             return
-        new, self._new = self._new, {}
-        ids = list(new)
-        again: list[bytes] = []
-        for start in range(0, len(ids), CHUNK):
-            some = ids[start : start + CHUNK]
-            marks = ", ".join("?" * len(some))
-            again += [bytes(row[0]) for row in connection.execute(f"{self._exist}({marks})", some)]
-        twice = [new.pop(content_id) for content_id in again]
-        connection.executemany(self._insert, [self._plain(connection, *found) for found in new.values()])
+        new = {position: (event, origin, position) for event, origin, position in self._new.values()}
+        self._new = {}
+        connection.executemany(self._insert_new, [self._plain(connection, *found) for found in new.values()])
+        # The id of one that did not go in was used before.
+        span = min(new), max(new)
+        there = {int(row[0]) for row in connection.execute(self._between, span)}
+        twice = [new.pop(position) for position in [p for p in new if p not in there]]
         connection.executemany(self._seal, [(position, event.descriptor) for event, _, position in new.values()])
         for event, origin, position in twice:
             known = self.load(connection, event.content_id)
@@ -351,6 +349,8 @@ class Catalogue(View):
 
     def load(self, connection: Connection, content_id: bytes) -> Stored | None:
         """The stored row of a content."""
+        if content_id in self._new:
+            self._write_new(connection)
         row = one(connection.execute(self._by_id, (content_id,)))
         return None if row is None else self._stored(connection, row)
 
@@ -369,10 +369,18 @@ class Catalogue(View):
         """See `View.digests`."""
         return self.query.digests(connection, low, high)
 
+    def seal(self) -> None:
+        """See `View.seal`."""
+        self.query.search.clear()
+
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
         """See `View.forget`."""
+        super().forget(connection, contents)
         for content_id in contents:
             row = self.load(connection, content_id)
             if row is not None:
                 connection.execute(self._unseal, (row.position,))
+
+    def forget_opened(self, contents: Sequence[bytes]) -> None:
+        """See `View.forget_opened`."""
         self.query.search.forget(contents)

@@ -1,37 +1,33 @@
 """Answers queries on the view `catalogue`: SQL where an index helps, opened descriptors where fields are sealed.
 
 Rows are built from the stored row, the descriptor (None when the key is gone) and what this node has. Filters,
-sorts and columns: docs/views.md.
+sorts and columns: docs/views.md; queries are taken apart in catalogue_plan.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from walytis_vault.projections import paging
 from walytis_vault.projections.base import Page, Request
+from walytis_vault.projections.catalogue_plan import Condition, Plan, all_of, any_of, make_plan
 from walytis_vault.projections.catalogue_rows import COLUMNS, Stored, stored_row
-from walytis_vault.projections.search import Opened, Search, Wanted
-from walytis_vault.projections.store import Connection, Value, few, one
+from walytis_vault.projections.search import Place, Search
+from walytis_vault.projections.store import Connection, few, one, unindexed
+from walytis_vault.projections.wanted import Opened
 
 if TYPE_CHECKING:
     from walytis_vault.projections.catalogue import Catalogue
 
 State = Literal["available", "pending", "forgetting", "forgotten", "retracted"]
-STATES: Final = ("available", "pending", "forgetting", "forgotten", "retracted", "all")
-SORTS: Final = ("-order", "order", "-time", "time", "-size", "size")
-FILTERS: Final = (
-    *("content_id", "author", "state", "since", "until", "min_size", "max_size", "revises", "current", "conflict"),
-    *("name", "media_type", "label", "text", "sort"),
-)
 CHUNK: Final = 256
-FEW: Final = 2000
-"""Up to so many candidates (a count) are fetched one by one instead of scanning in order."""
+"""Rows read at once (a count)."""
 
 
 class CatalogueRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,29 +67,6 @@ Loaded = tuple[Stored, bytes | None, int]
 """A stored row, its sealed descriptor, the number of its revisions."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A query taken apart."""
-
-    where: list[str]
-    params: list[Value]
-    states: list[tuple[str, list[Value]]]
-    """Alternatives that exclude each other, each with an index of its own; empty for no condition."""
-    selective: bool
-    """So few rows meet the ranges that they are fetched first and sorted after."""
-    wanted: Wanted
-    state: str | None
-    min_size: int | None
-    max_size: int | None
-    sort: str
-
-
-_ORDER: Final = {
-    "order": ("ord", (bytes,)),
-    "time": ("time_ms, position", (int, int)),
-    "size": ("padded, position", (int, int)),
-}
-
-
 class CatalogueQuery:
     """The read side of one generation of the catalogue. Threads may share it."""
 
@@ -103,122 +76,55 @@ class CatalogueQuery:
         self._rows, self._sealed = view.t("rows"), view.t("sealed")
         self.search = Search(view.local.unseal)
         self._select = (
-            f"SELECT {', '.join('r.' + c for c in COLUMNS.split(', '))}, s.sealed FROM {self._rows} r"
-            f" LEFT JOIN {self._sealed} s ON s.position = r.position"
+            f"SELECT {', '.join('r.' + c for c in COLUMNS.split(', '))}, s.sealed,"
+            f" CASE WHEN r.parent IS NULL THEN (SELECT count(*) FROM {self._rows} v"
+            " WHERE v.original = r.content_id AND v.parent IS NOT NULL) ELSE 0 END"
+            f" FROM {self._rows} r LEFT JOIN {self._sealed} s ON s.position = r.position"
         )
-        self._count = f"SELECT count(*) FROM {self._rows} WHERE original = ? AND parent IS NOT NULL"
 
     def page(self, request: Request) -> Page:
         """One page. Raises MisuseError."""
         limit = paging.check_limit(request.limit)
-        plan = self._plan(request.filters)
+        self._view.check_filters(request.filters)
+        plan = make_plan(
+            request.filters, request.cursor, author=self._author, now_ms=self._local.now_ms(), past=self._local.past
+        )
         rows: list[CatalogueRow] = []
         last: list[int | bytes] | None = None
-        found = self._found(plan, request.cursor, CHUNK if limit is None else min(CHUNK, limit + 8))
-        for stored, row in found:
+        for stored, row in self._found(plan, CHUNK if limit is None else min(CHUNK, limit + 8)):
             if limit is not None and len(rows) == limit:
                 break
             rows.append(row)
-            last = self._at(plan.sort, stored)
+            last = _at(plan.sort, stored)
         else:
             last = None
         cursor = None if last is None else paging.cursor_text("catalogue", plan.sort, last)
         return Page(rows=tuple(rows), cursor=cursor)
 
-    def _plan(self, filters: dict[str, Any]) -> Plan:
-        self._view.check_filters(filters)
-        given = {k: v for k, v in filters.items() if v is not None}
-        where: list[str] = []
-        params: list[Value] = []
+    def _author(self, did: str) -> int:
+        with self._view.view.store.read() as connection:
+            number = self._view.dids.find(connection, did)
+        return -1 if number is None else number
 
-        def add(condition: str, *values: Value) -> None:
-            where.append(condition)
-            params.extend(values)
+    def _selective(self, plan: Plan) -> bool:
+        """Whether so few rows meet an indexed condition that they are better fetched first and sorted after."""
+        if not plan.indexed:
+            return False
+        with self._view.view.store.read() as connection:
+            return any(few(connection, f"{self._rows} r", c.sql, c.values) for c in plan.indexed)
 
-        if "content_id" in given:
-            add("r.content_id = ?", paging.hex_id("content_id", given["content_id"]))
-        if "author" in given:
-            with self._view.view.store.read() as connection:
-                number = self._view.dids.find(connection, paging.text("author", given["author"]))
-            add("r.author = ?", -1 if number is None else number)
-        if "revises" in given:
-            add("r.original = ? AND r.parent IS NOT NULL", paging.hex_id("revises", given["revises"]))
-        for name, column in (("current", "head"), ("conflict", "conflict")):
-            if name in given:
-                add(f"r.{column} = ?", int(paging.flag(name, given[name])))
-        smallest = paging.count("min_size", given["min_size"]) if "min_size" in given else None
-        largest = paging.count("max_size", given["max_size"]) if "max_size" in given else None
-        ranges = self._ranges(given, smallest, largest)
-        selective = False
-        for condition, values in ranges:
-            add("r." + condition.replace(" AND ", " AND r."), *values)
-            if not selective:
-                with self._view.view.store.read() as connection:
-                    selective = few(connection, self._rows, condition, values)
-        state = paging.choice("state", given["state"], STATES) if "state" in given else None
-        return Plan(
-            where=where,
-            params=params,
-            states=self._states(state),
-            selective=selective,
-            wanted=Wanted(
-                **{n: paging.text(n, given[n]) for n in ("name", "media_type", "label", "text") if n in given}
-            ),
-            state=state,
-            min_size=smallest,
-            max_size=largest,
-            sort=paging.choice("sort", given.get("sort", "-order"), SORTS),
-        )
-
-    def _ranges(
-        self, given: dict[str, Any], smallest: int | None, largest: int | None
-    ) -> list[tuple[str, list[Value]]]:
-        """Conditions on indexed ranges. Padmé adds up to 12 % and removes nothing; exact sizes are checked later."""
-        times: list[tuple[str, Value]] = []
-        if "since" in given:
-            times.append(("time_ms >= ?", paging.moment("since", given["since"])))
-        if "until" in given:
-            times.append(("time_ms < ?", paging.moment("until", given["until"])))
-        sizes: list[tuple[str, Value]] = []
-        if smallest is not None:
-            sizes.append(("padded >= ?", smallest))
-        if largest is not None:
-            sizes.append(("padded <= ?", largest + largest // 8 + 4096))
-        return [(" AND ".join(c for c, _ in part), [v for _, v in part]) for part in (times, sizes) if part]
-
-    def _states(self, state: str | None) -> list[tuple[str, list[Value]]]:
-        """Narrow down by what the log says; what only this node knows is checked row by row."""
-        now = self._local.now_ms()
-        # The first halves repeat the conditions of the partial indexes, word by word.
-        carried = ("r.forgetting > 0 AND r.forgetting = 2", list[Value]())
-        opened = ("r.forgetting > 0 AND r.forgetting = 1", list[Value]())
-        expired = ("r.expires_ms IS NOT NULL AND r.expires_ms <= ? AND r.forgetting = 0", list[Value]([now]))
-        if state in ("available", "pending"):
-            alive = "r.forgetting = 0 AND r.retracted = 0 AND (r.expires_ms IS NULL OR r.expires_ms > ?)"
-            return [(alive, [now])]
-        if state == "retracted":
-            return [("r.retracted = 1", [])]
-        if state == "forgetting":
-            return [carried, opened, expired]
-        if state == "forgotten":
-            return [carried, opened, expired]
-        return []
-
-    def _found(self, plan: Plan, cursor: str | None, chunk: int) -> Iterator[tuple[Stored, CatalogueRow]]:
+    def _found(self, plan: Plan, chunk: int) -> Iterator[tuple[Stored, CatalogueRow]]:
         """Rows that fit, in order, after the cursor."""
-        candidates: Set[bytes] | None = None
+        selective = self._selective(plan)
+        found: Iterator[bytes] | None = None
         if plan.wanted:
             self.search.catch_up(self._more, self._sealed_of)
-            candidates = self.search.candidates(plan.wanted)
-        if candidates is not None and len(candidates) <= FEW:
-            source = self._chosen(plan, cursor, candidates)
-        else:
-            source = self._scan(plan, cursor, chunk)
+            if not selective:
+                found = self.search.find(plan.wanted, plan.sort, plan.at)
+        source = self._scan(plan, chunk, selective) if found is None else self._chosen(plan, found, chunk)
         for stored, sealed, revisions in source:
-            if candidates is not None and stored.content_id not in candidates:
-                continue
-            opened = self.search.open(stored.content_id, sealed)
-            if candidates is None and not plan.wanted.matches(opened):
+            opened = self.search.open(stored.content_id, sealed, _place(stored))
+            if not plan.wanted.matches(opened):
                 continue
             row = self._row(stored, opened, revisions)
             if self._fits(plan, row):
@@ -235,90 +141,60 @@ class CatalogueQuery:
             return False
         return plan.max_size is None or size <= plan.max_size
 
-    def _scan(self, plan: Plan, cursor: str | None, chunk: int) -> Iterator[Loaded]:
+    def _scan(self, plan: Plan, chunk: int, selective: bool) -> Iterator[Loaded]:
         """Walk in order; the alternatives of the state are walked side by side."""
-        at: Sequence[int | bytes] | None = None
-        if cursor is not None:
-            at = paging.read_cursor(cursor, "catalogue", plan.sort, _ORDER[plan.sort.lstrip("-")][1])
-        walks = [self._walk(plan, state, at, chunk) for state in plan.states or [("", [])]]
+        walks = [self._walk(plan, state, chunk, selective) for state in plan.states or (None,)]
         if len(walks) == 1:
             return walks[0]
-        return heapq.merge(*walks, key=lambda f: self._at(plan.sort, f[0]), reverse=plan.sort.startswith("-"))
+        return heapq.merge(*walks, key=lambda f: _at(plan.sort, f[0]), reverse=plan.down)
 
-    def _walk(
-        self, plan: Plan, state: tuple[str, list[Value]], at: Sequence[int | bytes] | None, chunk: int
-    ) -> Iterator[Loaded]:
-        names = _ORDER[plan.sort.lstrip("-")][0].split(", ")
-        down = plan.sort.startswith("-")
-        plus = "+" if plan.selective else ""  # keeps SQLite from walking the index of the order
-        order = ", ".join(f"{plus}r.{n}{' DESC' if down else ''}" for n in names)
+    def _walk(self, plan: Plan, state: Condition | None, chunk: int, selective: bool) -> Iterator[Loaded]:
+        names, down = plan.columns, " DESC" if plan.down else ""
+        order = ", ".join(f"r.{n}{down}" for n in names)
+        left, marks = ", ".join(f"r.{n}" for n in names), ", ".join("?" * len(names))
+        after, at = f"({left}) {'<' if plan.down else '>'} ({marks})", plan.at
         while True:
-            where, params = [*plan.where], [*plan.params]
-            if state[0]:
-                where.append(state[0])
-                params += state[1]
+            conditions = [*plan.where, *([] if state is None else [state])]
             if at is not None:
-                left, marks = ", ".join(f"r.{n}" for n in names), ", ".join("?" * len(names))
-                where.append(f"({left}) {'<' if down else '>'} ({marks})")
-                params.extend(at)
-            condition = f" WHERE {' AND '.join(where)}" if where else ""
-            sql = f"{self._select}{condition} ORDER BY {order} LIMIT ?"
+                conditions.append(Condition(after, at))
+            found = all_of(conditions)
+            where = f" WHERE {found.sql}" if conditions else ""
+            if selective:  # sorts positions alone, and loads the rows of those that are wanted
+                keys = ", ".join(f"{unindexed(f'r.{n}')}{down}" for n in names)
+                where = f" WHERE r.position IN (SELECT r.position FROM {self._rows} r{where} ORDER BY {keys} LIMIT ?)"
+                sql = f"{self._select}{where} ORDER BY {order}"
+            else:
+                sql = f"{self._select}{where} ORDER BY {order} LIMIT ?"
             with self._view.view.store.read() as connection:
-                batch = [self._load(connection, raw) for raw in connection.execute(sql, (*params, chunk))]
+                batch = [self._load(connection, raw) for raw in connection.execute(sql, (*found.values, chunk))]
             yield from batch
             if len(batch) < chunk:
                 return
-            at, chunk = self._at(plan.sort, batch[-1][0]), CHUNK
+            at, chunk = tuple(_at(plan.sort, batch[-1][0])), CHUNK
 
-    def _chosen(self, plan: Plan, cursor: str | None, candidates: Iterable[bytes]) -> Iterator[Loaded]:
-        """Look up a few candidates, sort them, and load them one by one as they are wanted."""
-        columns, kinds = _ORDER[plan.sort.lstrip("-")]
-        down = plan.sort.startswith("-")
-        condition = " AND ".join(["r.content_id IN ({})", *plan.where])
-        any_state = " OR ".join(f"({sql})" for sql, _ in plan.states)
-        params = [*plan.params, *(v for _, values in plan.states for v in values)]
-        if any_state:
-            condition += f" AND ({any_state})"
-        keys = ", ".join(f"r.{name}" for name in columns.split(", "))
-        sql = f"SELECT {keys}, r.content_id FROM {self._rows} r WHERE {condition}"
-        found: list[tuple[list[Any], bytes]] = []
-        ids = list(candidates)
-        with self._view.view.store.read() as connection:
-            for start in range(0, len(ids), CHUNK):
-                some = ids[start : start + CHUNK]
-                rows = connection.execute(sql.format(", ".join("?" * len(some))), (*some, *params))
-                found += [(list(row[:-1]), bytes(row[-1])) for row in rows]
-        found.sort(reverse=down)
-        if cursor is not None:
-            at: Any = paging.read_cursor(cursor, "catalogue", plan.sort, kinds)
-            found = [f for f in found if (f[0] < at if down else f[0] > at)]
-        for _, content_id in found:
+    def _chosen(self, plan: Plan, found: Iterator[bytes], chunk: int) -> Iterator[Loaded]:
+        """Load the rows that the search found, in its order, and leave out those that SQL rules out."""
+        conditions = [*plan.where, *([any_of(plan.states)] if plan.states else [])]
+        other = all_of(conditions)
+        tail = f" AND {other.sql}" if conditions else ""
+        while some := list(islice(found, chunk)):
+            sql = f"{self._select} WHERE r.content_id IN ({', '.join('?' * len(some))}){tail}"
             with self._view.view.store.read() as connection:
-                raw = one(connection.execute(f"{self._select} WHERE r.content_id = ?", (content_id,)))
-                loaded = None if raw is None else self._load(connection, raw)
-            if loaded is not None:
-                yield loaded
-
-    def _at(self, sort: str, stored: Stored) -> list[Any]:
-        kind = sort.lstrip("-")
-        if kind == "order":
-            return [stored.ord]
-        return [stored.time_ms if kind == "time" else stored.padded, stored.position]
+                loaded = [self._load(connection, raw) for raw in connection.execute(sql, (*some, *other.values))]
+            yield from sorted(loaded, key=lambda f: _at(plan.sort, f[0]), reverse=plan.down)
+            chunk = CHUNK
 
     def _load(self, connection: Connection, raw: Sequence[Any]) -> Loaded:
-        stored = stored_row(raw[:-1], self._view.dids, connection)
-        revisions = 0
-        if stored.parent is None:
-            revisions = int(one(connection.execute(self._count, (stored.content_id,)))[0])
-        return stored, raw[-1], revisions
+        return stored_row(raw[:-2], self._view.dids, connection), raw[-2], raw[-1]
 
-    def _more(self, after: int) -> list[tuple[int, bytes, bytes]]:
+    def _more(self, after: int) -> list[tuple[Place, bytes, bytes]]:
         sql = (
-            f"SELECT s.position, r.content_id, s.sealed FROM {self._sealed} s JOIN {self._rows} r"
-            " ON r.position = s.position WHERE s.position > ? ORDER BY s.position LIMIT 1000"
+            f"SELECT r.ord, r.time_ms, r.padded, s.position, r.content_id, s.sealed FROM {self._sealed} s"
+            f" JOIN {self._rows} r ON r.position = s.position WHERE s.position > ? ORDER BY s.position LIMIT 1000"
         )
         with self._view.view.store.read() as connection:
-            return [(int(p), bytes(c), bytes(s)) for p, c, s in connection.execute(sql, (after,))]
+            found = connection.execute(sql, (after,))
+            return [(Place(bytes(o), int(t), int(p), int(at)), bytes(c), bytes(s)) for o, t, p, at, c, s in found]
 
     def _sealed_of(self, position: int) -> bytes | None:
         with self._view.view.store.read() as connection:
@@ -374,7 +250,7 @@ class CatalogueQuery:
                 if raw is not None:
                     found.append(self._load(connection, raw))
         return {
-            stored.content_id: self._row(stored, self.search.open(stored.content_id, sealed), revisions)
+            stored.content_id: self._row(stored, self.search.open(stored.content_id, sealed, _place(stored)), revisions)
             for stored, sealed, revisions in found
         }
 
@@ -388,3 +264,15 @@ class CatalogueQuery:
             stored = stored_row(raw, self._view.dids, connection)
             fields = list(msgspec.structs.astuple(stored)[1:])
             yield stored.content_id, hashlib.sha256(msgspec.msgpack.encode(fields)).digest()
+
+
+def _at(sort: str, stored: Stored) -> list[Any]:
+    """Where a row stands in an order: what a cursor holds."""
+    kind = sort.lstrip("-")
+    if kind == "order":
+        return [stored.ord]
+    return [stored.time_ms if kind == "time" else stored.padded, stored.position]
+
+
+def _place(stored: Stored) -> Place:
+    return Place(stored.ord, stored.time_ms, stored.padded, stored.position)

@@ -90,13 +90,13 @@ class Holders(View):
         self.dids.roll_back()
 
     def _published(self, connection: Connection, event: ev.ContentPublished, origin: ev.Origin, position: int) -> None:
-        order = paging.order_bytes(origin.order)
+        order = paging.order_of(origin)
         device, member = self.dids.id(connection, origin.device), self.dids.id(connection, origin.author)
         self._new.append((event.content_id, device, member, order, origin.time_ms, None, None, position))
         self.touch(event.content_id + origin.device.encode(), position)
 
     def _erased(self, connection: Connection, event: ev.ContentErased, origin: ev.Origin, position: int) -> None:
-        order = paging.order_bytes(origin.order)
+        order = paging.order_of(origin)
         device, member = self.dids.id(connection, origin.device), self.dids.id(connection, origin.author)
         for content_id in event.contents:
             row = (content_id, device, member, None, None, order, origin.time_ms, position)

@@ -7,20 +7,23 @@ It never polls. Spec: docs/adr/0005-projections.md; questions are answered in as
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from eventsourcing.dcb.api import DCBSequencedEvent
 
-from walytis_vault.domain.errors import MisuseError, StorageError, TimedOutError, VaultError
+from walytis_vault.domain.errors import MisuseError, StorageError, StorageUnavailableError, VaultError
 from walytis_vault.domain.events import ClosedMapper, Recorded
 from walytis_vault.domain.faults import fault
+from walytis_vault.projections.announcing import Announcing
 from walytis_vault.projections.asking import Asking
 from walytis_vault.projections.base import Local, View
 from walytis_vault.projections.live import LiveView
 from walytis_vault.projections.log import EventLog, Horizon
-from walytis_vault.projections.runner import Decoded, Runner
+from walytis_vault.projections.past import Past
+from walytis_vault.projections.runner import Decoded, Runner, mark_of
 from walytis_vault.projections.source import Source
 from walytis_vault.projections.store import ViewStore
 
@@ -29,9 +32,13 @@ BATCH: Final = 500
 PAGES: Final = 10
 """Batches in one transaction while there is much to fold (a count)."""
 CLOSE_SECONDS: Final = 4.0
+RETRY_S: Final = 0.1
+"""How soon a store that is away is tried again: at first, then at each doubling, up to `RETRY_MOST_S`."""
+RETRY_MOST_S: Final = 2.0
+_NEVER: Final = 2**63 - 1
 
 
-class ProjectionHost(Asking):
+class ProjectionHost(Announcing, Asking):
     """The views of one node. All methods may be called from any thread; only VaultError escapes."""
 
     def __init__(
@@ -63,6 +70,7 @@ class ProjectionHost(Asking):
         names = [*(v.name for v in views), *(s.name for s in sources), "events"]
         if len(set(names)) != len(names):
             raise MisuseError(f"two views have the same name among {', '.join(sorted(names))}")
+        Announcing.__init__(self)
         self._log, self._horizon, self._store = log, horizon, store
         self._mapper = mapper or ClosedMapper()
         self._local = local or Local()
@@ -70,23 +78,39 @@ class ProjectionHost(Asking):
         self._epoch, self._temporary = epoch or (lambda: 0), temporary
         self._follows_epoch = epoch is not None
         self._sources = {s.name: s for s in sources}
+        self._past = Past(self._fold_past)
         self._views = {v.name: LiveView(v, store, self._local) for v in views}
         self._work = threading.RLock()
         """Held while events are folded: one writer."""
-        self._moved = threading.Condition()
-        self._callbacks: dict[int, Callable[[int], None]] = {}
         self._thread: threading.Thread | None = None
-        self._closing = False
         self._poked = False
         self._reset = False
-        self._failure: VaultError | None = None
-        with self._work, store.transaction() as connection:
+        self._lost = False
+        """The store lost its server: what was committed last may be lost, so positions are to be read again."""
+        self._unforgotten: set[bytes] = set()
+        """Contents that were erased here while the store was away."""
+        store.on_loss(self._lose)
+        self._open()
+
+    def _open(self) -> None:
+        """Read how far the views are; drop what a crash left half done."""
+        with self._work, self._store.transaction() as connection:
             for live in self._views.values():
-                live.open(connection, self._epoch())
+                live.open(connection, self._epoch(), self._is_ours)
+                live.view.forget(connection, sorted(self._unforgotten))
+        self._unforgotten.clear()
         front = max((v.position for v in self._views.values()), default=0)
         for live in self._views.values():
             live.behind = live.position < front
-        self._position = self._lowest()
+        self._announce(self._lowest())
+
+    def _is_ours(self, position: int, mark: bytes) -> bool:
+        """Whether the event with this mark stands at this position of the log."""
+        if position > self._horizon.horizon:
+            return position <= self._horizon.last  # its block is on the way to the chain again
+        found = next(iter(self._log.read(after=position - 1, limit=1)), None)
+        event = self._decode(found) if found is not None and found.position == position else None
+        return isinstance(event, Recorded) and mark_of(event) == mark
 
     # Running
 
@@ -100,21 +124,31 @@ class ProjectionHost(Asking):
     def close(self) -> None:
         """Stop after the current batch. Takes at most a few seconds; idempotent. The store stays open."""
         self._closing = True
+        self._past.close()
         self._horizon.wake()
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_SECONDS)
         with self._work:
             for live in self._views.values():
-                live.save_hash()
+                # A store that is away keeps no hash: the next start reads the rows again.
+                with contextlib.suppress(StorageUnavailableError):
+                    live.save_hash()
         with self._moved:
             self._moved.notify_all()
 
     def _run(self) -> None:
+        pause = RETRY_S
         while not self._closing:
             try:
                 self._poked = False
                 self.catch_up()
+                pause = RETRY_S
+            except StorageUnavailableError as e:
+                self._set_outage(e)
+                self._horizon.wait_beyond(_NEVER, pause, lambda: self._closing)
+                pause = min(2 * pause, RETRY_MOST_S)
+                continue
             except VaultError as e:
                 self._fail(e)
                 return
@@ -124,13 +158,35 @@ class ProjectionHost(Asking):
             seen = max((v.position for v in self._views.values() if not v.runner.stopped), default=0)
             self._horizon.wait_beyond(seen, None, lambda: self._closing or self._poked)
 
-    def _fail(self, error: VaultError) -> None:
-        with self._moved:
-            self._failure = error
-            self._moved.notify_all()
+    def _lose(self, error: StorageUnavailableError) -> None:
+        """The store lost its server. Called from any thread."""
+        self._lost = True
+        self._set_outage(error)
+        self._poked = True
+        self._horizon.wake()
+
+    def _recover(self) -> None:
+        """Find a lost server again, and begin where its tables are."""
+        with self._work:
+            if self._lost:
+                self._store.recover()
+                self._lost = False
+                try:
+                    self._open()
+                except BaseException:
+                    self._lost = True
+                    raise
+        if self._outage is not None:
+            self._set_outage(None)
 
     def catch_up(self) -> int:
-        """Fold everything that the log has now, in the caller's thread. Returns the position of the views."""
+        """Fold everything that the log has now, in the caller's thread. Returns the position of the views.
+
+        Raises:
+            StorageUnavailableError: the store is away; the next call tries to find it again.
+            StorageError: the store refused.
+        """
+        self._recover()
         while not self._closing:
             if stale := self._stale():
                 self.rebuild(*stale)
@@ -161,7 +217,7 @@ class ProjectionHost(Asking):
                 if self._fold([v.runner for v in group], start, ahead):
                     for live in group:
                         live.behind = live.behind and ahead is not None and live.position < ahead
-                    self._announce()
+                    self._announce(self._lowest())
                     return True
                 ahead = start
             return False
@@ -186,10 +242,12 @@ class ProjectionHost(Asking):
                 events, looked = first
                 for _ in range(PAGES):
                     for runner in runners:
-                        runner.fold(connection, events, looked)
+                        runner.gather(connection, events, looked)
                     if len(events) < self._batch:
                         break
                     events, looked = self._read(looked, upto)
+                for runner in runners:
+                    runner.write(connection)
                 fault("projections.before_commit")
         except StorageError:
             for runner in runners:
@@ -220,55 +278,6 @@ class ProjectionHost(Asking):
         running = [v.position for v in self._views.values() if not v.runner.stopped and not v.behind]
         return min(running, default=self._horizon.horizon if not self._views else 0)
 
-    def _announce(self) -> None:
-        with self._moved:
-            self._position = position = self._lowest()
-            self._moved.notify_all()
-            callbacks = list(self._callbacks.values())
-        for callback in callbacks:
-            callback(position)
-
-    # Waiting
-
-    @property
-    def position(self) -> int:
-        """Every view that runs and is not catching up includes the log up to here."""
-        return self._position
-
-    def wait(self, position: int, *, timeout: float) -> int:
-        """Block until the views include `position`; return theirs.
-
-        Args:
-            timeout: seconds.
-        Raises:
-            TimedOutError: not in time, or the host was closed.
-            StorageError: the views have stopped.
-        """
-        with self._moved:
-            self._moved.wait_for(lambda: self._position >= position or self._closing or self._failure, timeout)
-            if self._position >= position:
-                return self._position
-            if self._failure is not None:
-                raise StorageError(f"the views have stopped: {self._failure}") from self._failure
-        raise TimedOutError(f"the views are at {self._position} and did not reach {position} within {timeout:g} s")
-
-    def on_advance(self, callback: Callable[[int], None]) -> Callable[[], None]:
-        """Call back with the position after each commit, from the folding thread: return quickly, never raise.
-
-        Returns:
-            A function that stops the calls.
-        """
-        token = object()
-        with self._moved:
-            self._callbacks[id(token)] = callback
-
-        def stop() -> None:
-            nonlocal token
-            with self._moved:
-                self._callbacks.pop(id(token), None)
-
-        return stop
-
     # Repairing
 
     def reset_all(self) -> None:
@@ -286,7 +295,7 @@ class ProjectionHost(Asking):
         Runs in the caller's thread; queries and new events go on meanwhile.
         Raises:
             UnknownIdError: no such view.
-            StorageError: the store refused; the live views are as they were.
+            StorageError: the store refused, or was away; the live views are as they were.
         """
         lives = [self.live(n) for n in names] if names else list(self._views.values())
         if not lives:
@@ -310,6 +319,8 @@ class ProjectionHost(Asking):
     def _rebuild_step(self, lives: Sequence[LiveView], made: Sequence[Runner]) -> bool:
         """Fold one batch into the new generations; swap and return True when they have caught up."""
         with self._work:
+            if any(live.building is not runner for live, runner in zip(lives, made, strict=True)):
+                raise StorageUnavailableError("the views' server went away during the rebuild: repeat it")
             growing = [r for r in made if not r.stopped]
             start = min((r.position for r in growing), default=0)
             if growing and self._fold(growing, start):
@@ -323,10 +334,15 @@ class ProjectionHost(Asking):
             with self._store.transaction() as connection:
                 for live, runner in zip(lives, made, strict=True):
                     live.swap(connection, runner)
-            for live, runner in zip(lives, made, strict=True):
-                live.adopt(runner)
+            old = [live.adopt(runner) for live, runner in zip(lives, made, strict=True)]
+            for live in lives:
                 live.behind = False
-            self._announce()
+            self._announce(self._lowest())
+            # Only now, so that no query meets tables that vanish under the view that it asks. Where this does not
+            # work out, the next rebuild or start does it.
+            with contextlib.suppress(StorageUnavailableError), self._store.transaction() as connection:
+                for live, runner in zip(lives, old, strict=True):
+                    live.clear(connection, runner)
             return True
 
     def retry(self, name: str) -> int:
@@ -350,10 +366,33 @@ class ProjectionHost(Asking):
             self.catch_up()
         return len(runner.parked())
 
-    def forget(self, contents: Sequence[bytes]) -> None:
-        """These contents were erased here: drop their sealed descriptors and everything opened. Raises StorageError."""
-        with self._work, self._store.transaction() as connection:
+    def seal(self) -> None:
+        """The vault was locked: drop everything opened, here and, by calling them, at those who listen."""
+        self._past.forget()
+        with self._work:
             for live in self._views.values():
                 for runner in (live.runner, live.building):
                     if runner is not None:
+                        runner.view.seal()
+        self._announce(self._lowest())
+
+    def forget(self, contents: Sequence[bytes]) -> None:
+        """These contents were erased here: drop their sealed descriptors and everything opened.
+
+        What a store that is away still holds is sealed under keys that are gone; it is dropped when the store is back.
+        Raises:
+            StorageError: the store refused.
+        """
+        self._past.forget()
+        with self._work:
+            runners = [r for live in self._views.values() for r in (live.runner, live.building) if r is not None]
+            try:
+                with self._store.transaction() as connection:
+                    for runner in runners:
                         runner.view.forget(connection, contents)
+            except StorageUnavailableError:
+                for runner in runners:
+                    runner.view.forget_opened(contents)
+                self._unforgotten.update(contents)
+                if not self._lost:
+                    self._lose(StorageUnavailableError("the views' server was away while contents were forgotten"))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Final
 
-from walytis_vault.domain.errors import StorageError
+from walytis_vault.domain.errors import StorageError, StorageUnavailableError
 from walytis_vault.domain.faults import fault
+from walytis_vault.projections.announcing import Answer
 from walytis_vault.projections.base import (
     BUCKETS,
     TRACKING,
@@ -22,7 +23,7 @@ from walytis_vault.projections.base import (
     View,
     ViewRecorder,
 )
-from walytis_vault.projections.runner import PARKED, Runner
+from walytis_vault.projections.runner import MARKS, PARKED, Runner
 from walytis_vault.projections.store import Connection, Table, ViewStore, one
 
 VIEWS: Final = Table(
@@ -60,20 +61,29 @@ class LiveView:
     def _make(self, generation: int) -> Runner:
         return Runner(self.type(ViewRecorder(self._store, self.name, generation), self._local), self._store)
 
-    def open(self, connection: Connection, epoch: int) -> None:
-        """Find the live generation, or make the first; a changed version starts from nothing."""
-        for table in (VIEWS, PARKED, TRACKING, HASHES):
+    def open(
+        self, connection: Connection, epoch: int, is_ours: Callable[[int, bytes], bool] = lambda _at, _mark: True
+    ) -> None:
+        """Find the live generation, or make the first; a changed version starts from nothing.
+
+        Args:
+            is_ours: whether the log has the event with this mark at this position. Rows that were folded from
+                another log, or from what a restored backup does not have, start from nothing too.
+        """
+        for table in (VIEWS, PARKED, MARKS, TRACKING, HASHES):
             self._store.create(connection, table)
+        self._epoch, self.building = epoch, None
         row = one(
             connection.execute("SELECT version, generation, building, epoch FROM views WHERE name = ?", (self.name,))
         )
-        self._epoch = epoch
-        if row is not None:
+        if row is None:
+            self.runner = self._make(1)
+        else:
             version, generation, building, self._epoch = (int(v) for v in row)
             self.runner = self._make(generation)
             if building:
-                self._make(building).drop(connection)  # a crash left it half built
-            if version != self.type.version:
+                self._make(building).drop(connection)  # a crash left it half built, or not yet dropped
+            if version != self.type.version or not self._belongs(connection, epoch, is_ours):
                 self.runner.drop(connection)
                 self.runner = self._make(max(generation, building) + 1)
                 self._epoch = epoch
@@ -82,6 +92,12 @@ class LiveView:
             self._epoch = epoch
         self._record(connection, self.runner.generation, 0)
         self._load_hash(connection)
+
+    def _belongs(self, connection: Connection, epoch: int, is_ours: Callable[[int, bytes], bool]) -> bool:
+        mark = self.runner.mark(connection)
+        if mark is None or self._epoch != epoch:  # with another epoch it is rebuilt, while it answers
+            return True
+        return is_ours(*mark)
 
     def _record(self, connection: Connection, generation: int, building: int) -> None:
         connection.execute(
@@ -101,24 +117,31 @@ class LiveView:
     def begin_building(self, connection: Connection, epoch: int) -> Runner:
         """Make the next generation beside the live one."""
         self._building_epoch = epoch
+        left = one(connection.execute("SELECT building FROM views WHERE name = ?", (self.name,)))
         building = self._make(self.runner.generation + 1)
-        building.drop(connection)
+        for unfinished in {building.generation, int(left[0])} - {0} if left else {building.generation}:
+            self._make(unfinished).drop(connection)
         self._record(connection, self.runner.generation, building.generation)
         building.open(connection, bulk=True)
         return building
 
     def swap(self, connection: Connection, building: Runner) -> None:
-        """Let `building` be the live generation when the transaction commits; drop the old one."""
+        """Let `building` be the live generation when the transaction commits; the old one is still there then."""
         self._epoch = self._building_epoch
-        self._record(connection, building.generation, 0)
+        self._record(connection, building.generation, self.runner.generation)
         fault("projections.swap")
-        self.runner.drop(connection)
 
-    def adopt(self, building: Runner) -> None:
-        """The swap is committed."""
-        self.runner = building
-        self.building = None
+    def adopt(self, building: Runner) -> Runner:
+        """The swap is committed. Returns the old generation, for `clear`."""
+        old, self.runner, self.building = self.runner, building, None
         self.reset_hash()
+        return old
+
+    def clear(self, connection: Connection, old: Runner) -> None:
+        """Drop the generation that was live before."""
+        fault("projections.clear")
+        old.drop(connection)
+        self._record(connection, self.runner.generation, 0)
 
     # Asking
 
@@ -132,18 +155,27 @@ class LiveView:
         """The live generation."""
         return self.runner.view
 
-    def page(self, request: Request) -> Page:
-        """One page of rows. Raises MisuseError, StorageError."""
+    def ask(self, question: Callable[[Runner], Answer]) -> Answer:
+        """Ask the live generation; once more when a rebuild swapped its tables away meanwhile."""
         while True:
             runner = self.runner
             try:
-                position = runner.position
-                page = runner.view.page(request)
+                return question(runner)
+            except StorageUnavailableError:
+                raise
             except StorageError:
                 if runner is self.runner:
                     raise
-                continue  # a rebuild swapped the tables away meanwhile
+
+    def page(self, request: Request) -> Page:
+        """One page of rows. Raises MisuseError, StorageError."""
+
+        def read(runner: Runner) -> Page:
+            position = runner.position
+            page = runner.view.page(request)
             return Page(rows=page.rows, cursor=page.cursor, position=position)
+
+        return self.ask(read)
 
     def hash(self) -> str:
         """SHA-256 over the log-derived rows, in hex: equal on all nodes with equal logs.
@@ -151,23 +183,25 @@ class LiveView:
         Rows fall into 4096 buckets by key; only buckets with changes since the last time are read again.
         """
         with self._hash_lock:
-            view = self.view
-            with self._store.read() as connection:
-                at = view.view.generation, view.view.position_in(connection) or 0
-                if at == self._hashed and self._hash:
-                    return self._hash
-                if self._hashed is None or self._hashed[0] != at[0]:
-                    self._buckets = {}
-                dirty = self._dirty(connection, view)
-                if dirty is None:
-                    self._buckets = _all_buckets(connection, view)
-                else:
-                    self._buckets |= {bucket: _bucket(connection, view, bucket) for bucket in dirty}
-            whole = hashlib.sha256(f"{self.name}/{self.type.version}".encode())
-            for bucket in range(BUCKETS):
-                whole.update(self._buckets[bucket])
-            self._hashed, self._hash = at, whole.hexdigest()
-            return self._hash
+            return self.ask(lambda runner: self._hash_now(runner.view))
+
+    def _hash_now(self, view: View) -> str:
+        with self._store.read(large=True) as connection:
+            at = view.view.generation, view.view.position_in(connection) or 0
+            if at == self._hashed and self._hash:
+                return self._hash
+            if self._hashed is None or self._hashed[0] != at[0]:
+                self._buckets = {}
+            dirty = self._dirty(connection, view)
+            if dirty is None:
+                self._buckets = _all_buckets(connection, view)
+            else:
+                self._buckets |= {bucket: _bucket(connection, view, bucket) for bucket in dirty}
+        whole = hashlib.sha256(f"{self.name}/{self.type.version}".encode())
+        for bucket in range(BUCKETS):
+            whole.update(self._buckets[bucket])
+        self._hashed, self._hash = at, whole.hexdigest()
+        return self._hash
 
     def _dirty(self, connection: Connection, view: View) -> Set[int] | None:
         """The buckets to read again, None for all."""
@@ -193,6 +227,7 @@ class LiveView:
                 )
 
     def _load_hash(self, connection: Connection) -> None:
+        self._buckets, self._hashed, self._hash = {}, None, ""
         row = one(connection.execute("SELECT generation, position, buckets FROM hashes WHERE name = ?", (self.name,)))
         if row is None or int(row[0]) != self.runner.generation or len(row[2]) != 32 * BUCKETS:
             return

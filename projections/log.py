@@ -26,6 +26,11 @@ class Horizon(Protocol):
         """The last position that may be read; only grows."""
         ...
 
+    @property
+    def last(self) -> int:
+        """The last position that was given to an event, readable or not yet."""
+        ...
+
     def wait_beyond(self, position: int, timeout: float | None, stopped: Callable[[], bool]) -> int:
         """Block until the horizon is beyond `position`, `stopped` says so after a `wake`, or `timeout` (s) is over."""
         ...

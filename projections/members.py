@@ -30,13 +30,23 @@ State = Literal["member", "removed"]
 
 
 class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A device of a member."""
+    """A device of a member, present or past."""
 
     device: str
     """Device DID."""
     key_id: str
     """Hex id of its current signing keys."""
     peer_id: str
+    state: State
+    """`removed` also when the member was."""
+    time: str
+    """When these keys were announced first, by the announcer's clock."""
+    added_by: str
+    """Device DID that announced or admitted it; its own when it founded the vault or renewed its keys."""
+    removed_by: str | None
+    """Member DID, when the device alone was removed."""
+    removed: str | None
+    reason: str | None
 
 
 class MemberRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +61,8 @@ class MemberRow(msgspec.Struct, frozen=True, kw_only=True):
     removed_by: str | None
     removed: str | None
     """When it was removed, by the remover's clock."""
+    reason: str | None
+    """What the remover gave as reason; empty when nothing, None for a member that was not removed."""
     founder: bool
     devices: tuple[DeviceRow, ...]
     position: int
@@ -60,6 +72,12 @@ class _Key(msgspec.Struct, array_like=True, frozen=True):
     order: Order
     device: str
     peer_id: str
+    time_ms: int
+    added_by: str
+
+
+_Removal = tuple[Order, str, int, str]
+"""Order, by whom, time, reason."""
 
 
 class _Facts(msgspec.Struct, array_like=True):
@@ -67,11 +85,13 @@ class _Facts(msgspec.Struct, array_like=True):
 
     admission: tuple[Order, str, int, bool] | None = None
     """Order, by whom, time, whether as founder: the smallest order."""
-    removal: tuple[Order, str, int] | None = None
+    removal: _Removal | None = None
     """The smallest order."""
     keys: dict[str, _Key] = {}
     """Hex key id -> its first announcement."""
     superseded: list[str] = []
+    lost: dict[str, _Removal] = {}
+    """Device -> its removal with the smallest order."""
 
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -82,7 +102,7 @@ class MembersView(View):
     """See the module."""
 
     name = "members"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     row: ClassVar[type[msgspec.Struct]] = MemberRow
     tables: ClassVar[tuple[Table, ...]] = (ROWS,)
     filters: ClassVar[frozenset[str]] = frozenset({"did", "state", "sort"})
@@ -93,6 +113,7 @@ class MembersView(View):
             ev.VaultFounded: self._founded,
             ev.MemberAdmitted: self._admitted,
             ev.MemberRemoved: self._removed,
+            ev.DeviceRemoved: self._lost,
             ev.KeyAnnounced: self._announced,
         }
         rows = self.t("rows")
@@ -115,8 +136,14 @@ class MembersView(View):
 
     def _removed(self, connection: Connection, event: ev.MemberRemoved, origin: ev.Origin, position: int) -> None:
         facts = self._facts(connection, event.member)
-        removal = (origin.order, origin.author, origin.time_ms)
+        removal = (origin.order, origin.author, origin.time_ms, event.reason)
         facts.removal = removal if facts.removal is None else min(facts.removal, removal)
+        self._write(connection, event.member, facts, position)
+
+    def _lost(self, connection: Connection, event: ev.DeviceRemoved, origin: ev.Origin, position: int) -> None:
+        facts = self._facts(connection, event.member)
+        removal = (origin.order, origin.author, origin.time_ms, event.reason)
+        facts.lost[event.device] = min(facts.lost.get(event.device, removal), removal)
         self._write(connection, event.member, facts, position)
 
     def _announced(self, connection: Connection, event: ev.KeyAnnounced, origin: ev.Origin, position: int) -> None:
@@ -128,11 +155,12 @@ class MembersView(View):
 
     def _facts(self, connection: Connection, did: str) -> _Facts:
         raw = one(connection.execute(self._select + " WHERE did = ?", (did.encode(),)))
-        return _Facts(keys={}, superseded=[]) if raw is None else _decode(raw[4])
+        return _Facts(keys={}, superseded=[], lost={}) if raw is None else _decode(raw[4])
 
     def _write(self, connection: Connection, did: str, facts: _Facts, position: int) -> None:
         first = facts.admission or facts.removal
-        order = first[0] if first is not None else min(k.order for k in facts.keys.values())
+        known = [*(k.order for k in facts.keys.values()), *(lost[0] for lost in facts.lost.values())]
+        order = first[0] if first is not None else min(known)
         key, removed = did.encode(), facts.removal is not None
         connection.execute(self._upsert, (key, paging.order_bytes(order), int(removed), position, _encode(facts)))
         self.touch(key, position)
@@ -154,11 +182,7 @@ class MembersView(View):
         _, did, _, position, packed = raw
         facts = _decode(packed)
         admission = facts.admission or ((0, b"", 0), "", 0, False)
-        devices = [
-            DeviceRow(device=key.device, key_id=key_id, peer_id=key.peer_id)
-            for key_id, key in facts.keys.items()
-            if key_id not in facts.superseded
-        ]
+        devices = [_device(facts, i, key) for i, key in facts.keys.items() if i not in facts.superseded]
         return MemberRow(
             did=bytes(did).decode(),
             state="member" if facts.removal is None else "removed",
@@ -166,6 +190,7 @@ class MembersView(View):
             time=paging.iso(admission[2]),
             removed_by=None if facts.removal is None else facts.removal[1],
             removed=None if facts.removal is None else paging.iso(facts.removal[2]),
+            reason=None if facts.removal is None else facts.removal[3],
             founder=admission[3],
             devices=tuple(sorted(devices, key=lambda d: (d.device, d.key_id))),
             position=position,
@@ -200,8 +225,24 @@ def _admit(facts: _Facts, origin: ev.Origin, *, founder: bool) -> None:
     facts.admission = admission if facts.admission is None else min(facts.admission, admission)
 
 
+def _device(facts: _Facts, key_id: str, key: _Key) -> DeviceRow:
+    lost = facts.lost.get(key.device)
+    return DeviceRow(
+        device=key.device,
+        key_id=key_id,
+        peer_id=key.peer_id,
+        state="member" if lost is None and facts.removal is None else "removed",
+        time=paging.iso(key.time_ms),
+        added_by=key.added_by,
+        removed_by=None if lost is None else lost[1],
+        removed=None if lost is None else paging.iso(lost[2]),
+        reason=None if lost is None else lost[3],
+    )
+
+
 def _announce(facts: _Facts, keys: ev.DeviceKeys, origin: ev.Origin) -> None:
-    key_id, key = key_id_of_device(keys).hex(), _Key(origin.order, keys.device, keys.peer_id)
+    key_id = key_id_of_device(keys).hex()
+    key = _Key(origin.order, keys.device, keys.peer_id, origin.time_ms, origin.device)
     known = facts.keys.get(key_id)
     if known is None or key.order < known.order:
         facts.keys[key_id] = key

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from walytis_vault.domain.errors import MisuseError
+from walytis_vault.domain.events import Origin
 from walytis_vault.domain.forgetting import Order
 
 MAX_CURSOR: Final = 512
@@ -68,6 +69,11 @@ def iso(time_ms: int) -> str:
 def order_bytes(order: Order) -> bytes:
     """An order as bytes that sort alike: 8 bytes depth, 32 bytes batch id, 8 bytes index."""
     return order[0].to_bytes(8, "big") + order[1] + order[2].to_bytes(8, "big")
+
+
+def order_of(origin: Origin) -> bytes:
+    """The order of an event as bytes: `order_bytes(origin.order)`."""
+    return origin.depth.to_bytes(8, "big") + origin.batch_id + origin.index.to_bytes(8, "big")
 
 
 def order_from(raw: bytes) -> Order:

@@ -13,7 +13,7 @@ from eventsourcing.dcb.api import DCBSequencedEvent
 from walytis_vault.domain.errors import StorageError, VaultError
 from walytis_vault.projections.base import Page, Request
 from walytis_vault.projections.log import EventLog
-from walytis_vault.projections.runner import PARKED, Decoded, Runner
+from walytis_vault.projections.runner import MARKS, PARKED, Decoded, Runner
 from walytis_vault.projections.store import ViewStore
 
 BATCH: Final = 500
@@ -41,7 +41,8 @@ class Replay:
         """
         runner = self._runner
         with self._store.transaction() as connection:
-            self._store.create(connection, PARKED)
+            for table in (PARKED, MARKS):
+                self._store.create(connection, table)
             runner.open(connection)
         while runner.position < until:
             found = [e for e in log.read(after=runner.position, limit=BATCH) if e.position <= until]

@@ -15,17 +15,28 @@ from walytis_vault.domain.errors import StorageError, VaultError
 from walytis_vault.domain.events import Recorded
 from walytis_vault.domain.faults import fault
 from walytis_vault.projections.base import LOG, View
-from walytis_vault.projections.store import Connection, Table, ViewStore
+from walytis_vault.projections.store import Connection, Table, ViewStore, one
 
 PARKED: Final = Table(
     name="parked",
     columns={"view": "text", "generation": "integer", "position": "integer", "error": "text"},
     primary_key=("view", "generation", "position"),
 )
+MARKS: Final = Table(
+    name="marks",
+    columns={"view": "text", "generation": "integer", "position": "integer", "event": "blob"},
+    primary_key=("view", "generation"),
+)
+"""The last event that each view folded: whether the rows belong to this log, or to another state of it."""
 MAX_ERROR: Final = 500
 """Characters kept of an error."""
 Decoded = Recorded | VaultError
 """An event of the log, or why it could not be decoded."""
+
+
+def mark_of(recorded: Recorded) -> bytes:
+    """What tells an event of the log from every other."""
+    return recorded.origin.batch_id + recorded.origin.index.to_bytes(8, "big")
 
 
 class Runner:
@@ -41,6 +52,8 @@ class Runner:
         """Whether the indexes that only queries need exist."""
         self._store = store
         self._reached = 0
+        self._last: tuple[int, Recorded] | None = None
+        """The last event that was folded since the last commit."""
 
     @property
     def generation(self) -> int:
@@ -61,7 +74,8 @@ class Runner:
     def drop(self, connection: Connection) -> None:
         """Remove all traces of this generation."""
         self.view.drop(connection)
-        connection.execute("DELETE FROM parked WHERE view = ? AND generation = ?", self._id())
+        for table in (PARKED, MARKS):
+            connection.execute(f"DELETE FROM {table.name} WHERE view = ? AND generation = ?", self._id())
 
     def fold(self, connection: Connection, events: Iterable[tuple[int, Decoded]], looked: int) -> None:
         """Fold events inside the host's transaction. Raises whatever a handler raises.
@@ -70,28 +84,59 @@ class Runner:
             events: (position, event), ascending; those at or before the view's position are passed over.
             looked: position up to which the log was looked at: there may be gaps.
         """
+        self.gather(connection, events, looked)
+        self.write(connection)
+
+    def gather(self, connection: Connection, events: Iterable[tuple[int, Decoded]], looked: int) -> None:
+        """As `fold`, but what can be written together waits for `write`."""
         view, start = self.view, self._reached
         if looked <= start:
             return
+        handlers = view.handlers
         with view.view.joined(connection):
             for position, recorded in events:
                 if position <= start:
                     continue
                 if isinstance(recorded, VaultError):
                     self._park(connection, position, recorded)
-                else:
-                    view.fold(connection, recorded, position)
-            view.flush(connection)
-            view.view.insert_tracking(Tracking(LOG, looked))
+                    continue
+                handler = handlers.get(type(recorded.event))
+                if handler is not None:
+                    handler(connection, recorded.event, recorded.origin, position)
+                self._last = position, recorded
         self._reached = looked
+
+    def write(self, connection: Connection) -> None:
+        """Write what was gathered, and the position, before the host commits."""
+        if self._reached <= self.position:
+            return
+        with self.view.view.joined(connection):
+            self.view.flush(connection)
+            if self._last is not None:
+                self._mark(connection, self._last[0], mark_of(self._last[1]))
+            self.view.view.insert_tracking(Tracking(LOG, self._reached))
+
+    def _mark(self, connection: Connection, position: int, mark: bytes) -> None:
+        connection.execute(
+            "INSERT INTO marks (view, generation, position, event) VALUES (?, ?, ?, ?) ON CONFLICT (view, generation)"
+            " DO UPDATE SET position = excluded.position, event = excluded.event",
+            (*self._id(), position, mark),
+        )
+
+    def mark(self, connection: Connection) -> tuple[int, bytes] | None:
+        """Position and mark of the last event that was folded."""
+        row = one(connection.execute("SELECT position, event FROM marks WHERE view = ? AND generation = ?", self._id()))
+        return None if row is None else (int(row[0]), bytes(row[1]))
 
     def committed(self) -> None:
         """The host's transaction is committed."""
         self.position = self._reached
+        self._last = None
 
     def roll_back(self) -> None:
         """The host's transaction was rolled back."""
         self._reached = self.position
+        self._last = None
         self.view.roll_back()
 
     def fold_slowly(self, events: Sequence[tuple[int, Decoded]], looked: int) -> None:

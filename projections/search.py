@@ -7,68 +7,50 @@ forgotten. It is bounded: beyond `capacity` descriptors are opened again for eac
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Set
-from typing import Final
-
-import msgspec
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import Any, Final, NamedTuple
 
 from walytis_vault.projections.base import Descriptor
+from walytis_vault.projections.grams import Grams
+from walytis_vault.projections.wanted import Opened, Wanted, media_matches
 
 CAPACITY: Final = 250_000
 """Descriptors kept (a count; about 1 KiB each with a long name, 300 bytes as a rule)."""
-UNCOPIED: Final = 10_000
-"""From so many contents on (a count) a result is not copied. More than `FEW` of catalogue_query."""
+FEW: Final = 2000
+"""Up to so many contents that may fit (a count) are looked at and sorted; with more, all are walked in order."""
+STRIDE: Final = 128
+"""Contents looked at in the first go while walking (a count); each go looks at twice as many as the one before."""
+LONGEST: Final = 4096
+"""Contents looked at in one go at most (a count): the lock is held for it."""
 RETRIES: Final = 1000
 """Contents without a key here that one query tries again (a count)."""
+_TOP: Final = b"\xff" * 17
+"""Beyond every content id."""
 
 Unseal = Callable[[bytes, bytes], Descriptor | None]
 
 
-class Opened(msgspec.Struct, frozen=True):
-    """What a descriptor says, detached from the object that came from outside."""
+class Place(NamedTuple):
+    """Where a content stands in each order."""
 
-    name: str | None
-    media_type: str | None
-    labels: tuple[str, ...]
-    length: int
-    text: str
-    """What a text search looks at: name and labels, case folded."""
+    order: bytes
+    time_ms: int
+    padded: int
+    position: int
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Filters on sealed fields; None does not filter."""
-
-    name: str | None = None
-    media_type: str | None = None
-    """Exact, or a family such as `image/*`."""
-    label: str | None = None
-    text: str | None = None
-    """Every word must occur somewhere in name or labels; case does not matter."""
-
-    def __bool__(self) -> bool:
-        return any(v is not None for v in (self.name, self.media_type, self.label, self.text))
-
-    def matches(self, opened: Opened | None) -> bool:
-        """Whether a descriptor fits; one that cannot be opened fits no filter."""
-        if not self:
-            return True
-        if opened is None:
-            return False
-        if self.name is not None and opened.name != self.name:
-            return False
-        if self.label is not None and self.label not in opened.labels:
-            return False
-        if self.media_type is not None and not _media_matches(self.media_type, opened.media_type):
-            return False
-        if self.text is not None:
-            return all(word in opened.text for word in self.text.casefold().split())
-        return True
+class _Doc(NamedTuple):
+    opened: Opened
+    place: Place
+    number: int
 
 
-def _media_matches(wanted: str, media_type: str | None) -> bool:
-    if media_type is None:
-        return False
-    return media_type.startswith(wanted[:-1]) if wanted.endswith("/*") else media_type == wanted
+_KEYS: Final[dict[str, Callable[[Place, bytes], tuple[Any, ...]]]] = {
+    "order": lambda place, content_id: (place.order, content_id),
+    "time": lambda place, content_id: (place.time_ms, place.position, content_id),
+    "size": lambda place, content_id: (place.padded, place.position, content_id),
+}
 
 
 class Search:
@@ -83,22 +65,30 @@ class Search:
         """Held while many descriptors are opened."""
         self._forgets = 0
         """How often something was forgotten: what was opened meanwhile is not to be kept unseen."""
-        self._opened: dict[bytes, Opened] = {}
+        self._docs: dict[bytes, _Doc] = {}
+        self._numbered: dict[int, bytes] = {}
+        self._number = 0
         self._labels: dict[str, set[bytes]] = {}
         self._media: dict[str, set[bytes]] = {}
         self._names: dict[str, set[bytes]] = {}
-        self._closed: dict[bytes, int] = {}
-        """Contents whose key was not here: id -> position, tried again by later queries."""
+        self._orders: dict[str, list[tuple[Any, ...]]] = {}
+        """All contents in an order; made when it is first walked."""
+        self._grams: Grams | None = None
+        """Made when a text is first searched."""
+        self._closed: dict[bytes, Place] = {}
+        """Contents whose key was not here, tried again by later queries."""
         self.seen = 0
         """Position up to which contents were looked at."""
         self.full = False
-        """More contents than fit were seen: `candidates` cannot tell any more."""
+        """More contents than fit were seen: `find` cannot tell any more."""
 
-    def open(self, content_id: bytes, sealed: bytes | None) -> Opened | None:
+    def open(self, content_id: bytes, sealed: bytes | None, place: Place) -> Opened | None:
         """The descriptor of a content, from memory or opened now; None when it cannot be opened."""
-        known = self._opened.get(content_id)
-        if known is not None or sealed is None:
-            return known
+        known = self._docs.get(content_id)
+        if known is not None:
+            return known.opened
+        if sealed is None:
+            return None
         while True:
             forgets = self._forgets
             descriptor = self._unseal(content_id, sealed)
@@ -107,18 +97,22 @@ class Search:
             name, labels = descriptor.name, tuple(descriptor.labels)
             text = "\n".join(t for t in (name, *labels) if t).casefold()
             opened = Opened(name, descriptor.media_type, labels, descriptor.length, text)
-            if self._keep(content_id, opened, forgets):
+            if self._keep(content_id, opened, place, forgets):
                 return opened
 
-    def _keep(self, content_id: bytes, opened: Opened, forgets: int) -> bool:
+    def _keep(self, content_id: bytes, opened: Opened, place: Place, forgets: int) -> bool:
         """Keep it, unless something was forgotten since it was opened: then False, and it is to be opened again."""
         with self._lock:
             if forgets != self._forgets:
                 return False
-            if len(self._opened) >= self._capacity:
+            if content_id in self._docs:
+                return True
+            if len(self._docs) >= self._capacity:
                 self.full = True
                 return True
-            self._opened[content_id] = opened
+            self._number += 1
+            self._docs[content_id] = _Doc(opened, place, self._number)
+            self._numbered[self._number] = content_id
             self._closed.pop(content_id, None)
             for label in opened.labels:
                 self._labels.setdefault(label, set()).add(content_id)
@@ -126,6 +120,10 @@ class Search:
                 self._media.setdefault(opened.media_type, set()).add(content_id)
             if opened.name is not None:
                 self._names.setdefault(opened.name, set()).add(content_id)
+            for kind, entries in self._orders.items():
+                insort(entries, _KEYS[kind](place, content_id))
+            if self._grams is not None:
+                self._grams.add(self._number, opened.text)
             return True
 
     def forget(self, contents: Iterable[bytes]) -> None:
@@ -134,63 +132,138 @@ class Search:
             self._forgets += 1
             for content_id in contents:
                 self._closed.pop(content_id, None)
-                opened = self._opened.pop(content_id, None)
-                if opened is None:
+                doc = self._docs.pop(content_id, None)
+                if doc is None:
                     continue
-                for label in opened.labels:
+                del self._numbered[doc.number]
+                for label in doc.opened.labels:
                     _discard(self._labels, label, content_id)
-                _discard(self._media, opened.media_type, content_id)
-                _discard(self._names, opened.name, content_id)
+                _discard(self._media, doc.opened.media_type, content_id)
+                _discard(self._names, doc.opened.name, content_id)
+                for kind, entries in self._orders.items():
+                    del entries[bisect_left(entries, _KEYS[kind](doc.place, content_id))]
+                if self._grams is not None:
+                    self._grams.remove(doc.number, doc.opened.text)
+
+    def again(self, content_id: bytes, place: Place) -> None:
+        """Another descriptor stands for a content now: drop the old one, and open the new one at the next query."""
+        self.forget([content_id])
+        with self._lock:
+            self._closed[content_id] = place
+
+    def clear(self) -> None:
+        """Drop everything: the vault was locked, and `unseal` raises until it is open again."""
+        with self._catching, self._lock:
+            self._forgets += 1
+            for known in (self._docs, self._numbered, self._labels, self._media, self._names, self._closed):
+                known.clear()
+            self._orders.clear()
+            self._grams = None
+            self.seen, self.full = 0, False
 
     def catch_up(
         self,
-        more: Callable[[int], Iterable[tuple[int, bytes, bytes]]],
+        more: Callable[[int], Iterable[tuple[Place, bytes, bytes]]],
         sealed_of: Callable[[int], bytes | None],
     ) -> None:
         """Open what was published since, and try again what could not be opened.
 
         Args:
-            more: position -> the next (position, content id, sealed), empty at the end.
+            more: position -> the next (place, content id, sealed), empty at the end.
             sealed_of: position -> sealed descriptor.
         """
         with self._catching:
             with self._lock:
                 waiting = list(self._closed.items())[:RETRIES]
-            for content_id, position in waiting:
+            for content_id, place in waiting:
+                sealed = sealed_of(place.position)
+                still_closed = sealed is not None and self.open(content_id, sealed, place) is None
                 self._closed.pop(content_id, None)
-                sealed = sealed_of(position)
-                if sealed is not None and self.open(content_id, sealed) is None:
-                    self._closed[content_id] = position  # to the back of the queue
+                if still_closed:
+                    self._closed[content_id] = place  # to the back of the queue
             while not self.full:
                 batch = list(more(self.seen))
                 if not batch:
                     return
-                for position, content_id, sealed in batch:
-                    self.seen = position
-                    if self.open(content_id, sealed) is None and len(self._closed) < self._capacity:
-                        self._closed[content_id] = position
+                for place, content_id, sealed in batch:
+                    if self.open(content_id, sealed, place) is None and len(self._closed) < self._capacity:
+                        self._closed[content_id] = place
+                    self.seen = place.position
 
-    def candidates(self, wanted: Wanted) -> Set[bytes] | None:
-        """The contents that fit, None when memory does not hold them all."""
+    # Finding
+
+    def find(self, wanted: Wanted, sort: str, after: Sequence[Any] | None = None) -> Iterator[bytes] | None:
+        """The contents that fit, in order; None when memory does not hold them all.
+
+        Args:
+            wanted: some filter.
+            sort: `order`, `time` or `size`, with `-` in front for descending.
+            after: the key to start behind, without the content id.
+        """
+        kind, down = sort.lstrip("-"), sort.startswith("-")
         with self._lock:
             if self.full:
                 return None
-            sets: list[Set[bytes]] = []
-            if wanted.label is not None:
-                sets.append(self._labels.get(wanted.label, frozenset()))
-            if wanted.name is not None:
-                sets.append(self._names.get(wanted.name, frozenset()))
-            if wanted.media_type is not None:
-                fitting = [ids for media, ids in self._media.items() if _media_matches(wanted.media_type, media)]
-                sets.append(fitting[0] if len(fitting) == 1 else frozenset().union(*fitting))
-            if wanted.text is not None:
-                words, opened = wanted.text.casefold().split(), self._opened
-                pool = min(sets, key=len, default=opened.keys())
-                sets.append({i for i in pool if all(word in opened[i].text for word in words)})
-            smallest, *others = sorted(sets, key=len)
-            if not others and len(smallest) > UNCOPIED:
-                return smallest  # only asked for membership, so that growing meanwhile does no harm
-            return frozenset(i for i in smallest if all(i in other for other in others))
+            pool = self._pool(wanted)
+            if pool is not None and len(pool) <= FEW:
+                return iter(self._sorted(pool, wanted, kind, down, after))
+            if kind not in self._orders:
+                self._orders[kind] = sorted(_KEYS[kind](doc.place, i) for i, doc in self._docs.items())
+        return self._walk(wanted, pool, kind, down, after)
+
+    def _pool(self, wanted: Wanted) -> Set[bytes] | None:
+        """A set of contents, as small as the indexes tell, in which are all that fit; None for all."""
+        pools: list[Set[bytes]] = []
+        if wanted.label is not None:
+            pools.append(self._labels.get(wanted.label, frozenset()))
+        if wanted.name is not None:
+            pools.append(self._names.get(wanted.name, frozenset()))
+        if wanted.media_type is not None:
+            fitting = [ids for media, ids in self._media.items() if media_matches(wanted.media_type, media)]
+            pools.append(fitting[0] if len(fitting) == 1 else frozenset().union(*fitting))
+        if wanted.words and not any(len(pool) <= FEW for pool in pools):
+            if self._grams is None:
+                self._grams = Grams()
+                for doc in self._docs.values():
+                    self._grams.add(doc.number, doc.opened.text)
+            numbers = self._grams.candidates(wanted.words)
+            if numbers is not None:
+                ids, docs, words = self._numbered, self._docs, wanted.words
+                pools.append({i for i in [ids[n] for n in numbers] if wanted.fits(docs[i].opened, words)})
+        return min(pools, key=len, default=None)
+
+    def _sorted(
+        self, pool: Set[bytes], wanted: Wanted, kind: str, down: bool, after: Sequence[Any] | None
+    ) -> list[bytes]:
+        key, docs, words = _KEYS[kind], self._docs, wanted.words
+        keys = sorted([key(docs[i].place, i) for i in pool if wanted.fits(docs[i].opened, words)])
+        return [k[-1] for k in _part(keys, down, after)]
+
+    def _walk(
+        self, wanted: Wanted, pool: Set[bytes] | None, kind: str, down: bool, after: Sequence[Any] | None
+    ) -> Iterator[bytes]:
+        stride, words = STRIDE, wanted.words
+        while True:
+            with self._lock:
+                entries = self._orders.get(kind, [])
+                end = bisect_left(entries, tuple(after)) if after is not None and down else len(entries)
+                start = 0 if after is None or down else bisect_right(entries, (*after, _TOP))
+                some = entries[max(0, end - stride) : end][::-1] if down else entries[start : start + stride]
+                docs = self._docs
+                found = [k for k in some if (pool is None or k[-1] in pool) and wanted.fits(docs[k[-1]].opened, words)]
+            if not some:
+                return
+            for entry in found:
+                yield entry[-1]
+            after, stride = some[-1][:-1], min(2 * stride, LONGEST)
+
+
+def _part(keys: list[tuple[Any, ...]], down: bool, after: Sequence[Any] | None) -> list[tuple[Any, ...]]:
+    """What lies behind a key, in the wanted direction."""
+    if down:
+        end = len(keys) if after is None else bisect_left(keys, tuple(after))
+        return keys[:end][::-1]
+    return keys if after is None else keys[bisect_right(keys, (*after, _TOP)) :]
 
 
 def _discard(index: dict[str, set[bytes]], word: str | None, content_id: bytes) -> None:

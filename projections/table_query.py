@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from walytis_vault.projections import paging
 from walytis_vault.projections.base import Page, Request, View
-from walytis_vault.projections.store import Connection, Value
+from walytis_vault.projections.store import Connection, Value, unindexed
 
 CHUNK: Final = 256
 SORTS: Final = ("-order", "order")
@@ -84,7 +84,8 @@ def _rows(
             parts.append(f"ord {'<' if down else '>'} ?")
             params.append(at)
         where = f" WHERE {' AND '.join(parts)}" if parts else ""
-        sql = f"{select}{where} ORDER BY {'+' if condition.selective else ''}ord{' DESC' if down else ''} LIMIT {chunk}"
+        key = unindexed("ord") if condition.selective else "ord"
+        sql = f"{select}{where} ORDER BY {key}{' DESC' if down else ''} LIMIT {chunk}"
         with view.view.store.read() as connection:
             batch = [(bytes(raw[0]), build(connection, raw)) for raw in connection.execute(sql, params)]
         yield from batch

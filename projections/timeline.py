@@ -80,7 +80,7 @@ class Timeline(View):
     """See the module."""
 
     name = "timeline"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     row: ClassVar[type[msgspec.Struct]] = TimelineRow
     tables: ClassVar[tuple[Table, ...]] = (ROWS, ABOUT, names.TABLE)
     filters: ClassVar[frozenset[str]] = frozenset(
@@ -95,6 +95,7 @@ class Timeline(View):
         columns = "position, ord, type, author, device, time_ms, ids, revises"
         self._insert = f"INSERT INTO {rows} ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         self._about = f"INSERT INTO {self.t('about')} (id, position) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        self.rows_since = f"SELECT position, ord FROM {rows} WHERE position > ? ORDER BY position LIMIT ?"
         self._select = f"SELECT ord, position, type, author, device, time_ms, ids, revises FROM {rows}"
         self._rows: list[tuple[Any, ...]] = []
         self._links: list[tuple[bytes, int]] = []
@@ -102,7 +103,7 @@ class Timeline(View):
     def _happened(self, connection: Connection, event: Any, origin: ev.Origin, position: int) -> None:
         ids = _ABOUT[type(event)](event)
         revises = event.revises if isinstance(event, ev.ContentPublished) else None
-        order = paging.order_bytes(origin.order)
+        order = paging.order_of(origin)
         author, device = self.dids.id(connection, origin.author), self.dids.id(connection, origin.device)
         self._rows.append((position, order, event.TOPIC, author, device, origin.time_ms, _encode(ids), revises))
         self._links += [(i, position) for i in ids.contents]
@@ -110,11 +111,12 @@ class Timeline(View):
             self._links.append((ids.ballot_id, position))
         if revises is not None:
             self._links.append((revises, position))
-        self.touch(order, position)
+        self.touch_new(order, position)
 
     def flush(self, connection: Connection) -> None:
-        """See `View.flush`."""
+        """See `View.flush`. Sorted, so that neighbours are written together."""
         if self._rows:
+            self._links.sort()
             connection.executemany(self._insert, self._rows)
             connection.executemany(self._about, self._links)
             self._rows, self._links = [], []
@@ -193,8 +195,8 @@ class Timeline(View):
 
     def ranges(self, connection: Connection, bucket: int) -> Iterable[tuple[bytes, bytes | None]]:
         """See `View.ranges`."""
-        deepest = one(connection.execute(f"SELECT max(ord) FROM {self.t('rows')}"))[0]
-        rounds = 0 if deepest is None else (int.from_bytes(bytes(deepest)[:8], "big") >> DEPTH_BITS) // BUCKETS + 1
+        deepest = one(connection.execute(f"SELECT ord FROM {self.t('rows')} ORDER BY ord DESC LIMIT 1"))
+        rounds = 0 if deepest is None else (int.from_bytes(bytes(deepest[0])[:8], "big") >> DEPTH_BITS) // BUCKETS + 1
         for number in range(rounds):
             first = (number * BUCKETS + bucket) << DEPTH_BITS
             yield first.to_bytes(8, "big"), (first + (1 << DEPTH_BITS)).to_bytes(8, "big")
@@ -216,6 +218,7 @@ _ABOUT: Final[dict[type[ev.Event], Callable[[Any], _Ids]]] = {
     ev.KeyAnnounced: lambda e: _Ids(member=e.keys.member),
     ev.MemberAdmitted: lambda e: _Ids(member=e.member),
     ev.MemberRemoved: lambda e: _Ids(member=e.member),
+    ev.DeviceRemoved: lambda e: _Ids(member=e.member),
     ev.ContentPublished: lambda e: _Ids((e.content_id,)),
     ev.ContentRetracted: lambda e: _Ids((e.content_id,)),
     ev.ContentRestored: lambda e: _Ids((e.content_id,)),

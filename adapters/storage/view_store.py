@@ -7,21 +7,19 @@ The port is projections/store.py; it never keeps unsealed names, so it needs no 
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, cast
 
 from walytis_vault.adapters.storage.database import Database
-from walytis_vault.domain.errors import MisuseError
-from walytis_vault.projections.store import Connection, Table
+from walytis_vault.domain.errors import StorageUnavailableError
+from walytis_vault.projections.store import Connection, Table, checked_name
 
 CACHE_KIB: Final = 64 << 10
 """Page cache of the writing connection; the reading one has a quarter of it."""
 _TYPES: Final = {"integer": "INTEGER", "blob": "BLOB", "text": "TEXT"}
-_IDENTIFIER: Final = re.compile(r"[a-z][a-z0-9_]{0,100}\Z")
 
 
 class SqliteViewStore:
@@ -45,7 +43,7 @@ class SqliteViewStore:
             yield cast(Connection, connection)
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self, *, large: bool = False) -> Iterator[Connection]:  # noqa: ARG002 - rows are always read one by one
         """See `ViewStore.read`."""
         with self._database.read() as connection:
             if connection.in_transaction:  # nested in the same thread: the same look
@@ -59,11 +57,11 @@ class SqliteViewStore:
 
     def create(self, connection: Connection, table: Table) -> None:
         """See `ViewStore.create`."""
-        columns = [f"{_name(c)} {_TYPES[kind]}" for c, kind in table.columns.items()]
+        columns = [f"{checked_name(c)} {_TYPES[kind]}" for c, kind in table.columns.items()]
         columns.append(f"PRIMARY KEY ({_names(table.primary_key)})")
         columns += [f"UNIQUE ({_names(u)})" for u in table.unique]
         tail = " WITHOUT ROWID" if table.clustered else ""
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {_name(table.name)} ({', '.join(columns)}){tail}")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {checked_name(table.name)} ({', '.join(columns)}){tail}")
         every = [(columns_of, "") for columns_of in table.indexes]
         every += [(columns_of, f" WHERE {condition}") for columns_of, condition in table.partial]
         for columns_of, where in every:
@@ -75,7 +73,13 @@ class SqliteViewStore:
 
     def drop(self, connection: Connection, name: str) -> None:
         """See `ViewStore.drop`."""
-        connection.execute(f"DROP TABLE IF EXISTS {_name(name)}")
+        connection.execute(f"DROP TABLE IF EXISTS {checked_name(name)}")
+
+    def on_loss(self, callback: Callable[[StorageUnavailableError], None]) -> None:
+        """See `ViewStore.on_loss`: a file is not lost."""
+
+    def recover(self) -> None:
+        """See `ViewStore.recover`."""
 
     def close(self) -> None:
         """See `ViewStore.close`."""
@@ -95,11 +99,5 @@ class TemporaryViewStore(SqliteViewStore):
         self._folder.cleanup()
 
 
-def _name(identifier: str) -> str:
-    if not _IDENTIFIER.match(identifier):
-        raise MisuseError(f"not a table or column name: {identifier[:60]!r} (lower case letters, digits, _)")
-    return identifier
-
-
 def _names(identifiers: tuple[str, ...]) -> str:
-    return ", ".join(_name(i) for i in identifiers)
+    return ", ".join(checked_name(i) for i in identifiers)

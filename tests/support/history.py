@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from support.log_world import GROUP, Device, note
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.events import (
+    ANY_MEMBER,
     ContentErased,
     ContentPublished,
     ContentRestored,
     ContentRetracted,
     DeviceKeys,
+    DeviceRemoved,
     Event,
     ForgettingConsented,
     ForgettingProposed,
@@ -29,14 +31,18 @@ _DEVICES: dict[str, Device] = {}
 
 
 def device(name: str) -> Device:
-    """Keys are dear to make: one set a name for all histories."""
-    return _DEVICES.setdefault(name, Device(name))
+    """Keys are dear to make: one set a name for all histories. `m1/2` is a device of the member `m1`."""
+    if name not in _DEVICES:
+        _DEVICES[name] = Device(name, name.partition("/")[0])
+    return _DEVICES[name]
 
 
 class History:
     """A vault's past as its honest and dishonest members wrote it, each knowing only what reached it."""
 
-    def __init__(self, vault_id: str, seed: int, size: int, *, contents: bool = False) -> None:
+    def __init__(
+        self, vault_id: str, seed: int, size: int, *, contents: bool = False, policy: str = ANY_MEMBER
+    ) -> None:
         """Write `size` batches; with `contents` members also publish, hide, revise and vote."""
         self._contents: list[bytes] = []
         self._ballots: list[bytes] = []
@@ -50,7 +56,9 @@ class History:
         self._invitations = 0
         founder = device("m0")
         self._members = ["m0"]
-        founded = [VaultFounded(founder=founder.member, group=GROUP), KeyAnnounced(keys=founder.keys())]
+        """Every device that was ever let in; a member's first one has the member's name."""
+        vault_founded = VaultFounded(founder=founder.member, group=GROUP, removal_policy=policy)
+        founded = [vault_founded, KeyAnnounced(keys=founder.keys())]
         self._seen["m0"] = set()
         self.root = self._write("m0", founded)
         for name in ("m1", "m2"):
@@ -63,7 +71,7 @@ class History:
         if self._with_contents and self._random.random() < 0.7:
             self._write(actor, [self._content_event()])
             return
-        match self._random.randrange(8):
+        match self._random.randrange(10):
             case 0 | 1:
                 self._write(actor, [note(self._random.randrange(1000))])
             case 2 | 3:
@@ -73,8 +81,15 @@ class History:
                 if victim != actor:
                     self._remove(actor, victim)
             case 6:
-                if len(self._members) < 6:
+                if len(self._members) < 8:
                     self._admit(actor, f"m{len(self._members)}")
+            case 7:
+                if len(self._members) < 8:
+                    self._add_device(actor, f"{actor.partition('/')[0]}/{len(self._members)}")
+            case 8:
+                victim = self._random.choice(self._members)
+                if victim != actor:
+                    self._remove_device(actor, victim)
             case _:
                 self._write(actor, [KeyAnnounced(keys=self._fresh_keys(actor))])
 
@@ -125,15 +140,30 @@ class History:
         self._members.append(name)
         self._seen[name] = set(self._seen[actor])
 
+    def _add_device(self, actor: str, name: str) -> None:
+        self._write(actor, [KeyAnnounced(keys=device(name).keys())])
+        self._members.append(name)
+        self._seen[name] = set(self._seen[actor])
+
     def _remove(self, actor: str, victim: str) -> None:
-        past = self._seen[actor]
-        did = device(victim).device
-        theirs = [self.batches[i] for i in past if self.batches[i].body.author == did]
-        accepted = tuple(
-            LastBatch(device=did, number=b.body.number, batch_id=b.batch_id)
-            for b in sorted(theirs, key=lambda b: -b.body.number)[:1]
-        )
-        self._write(actor, [MemberRemoved(member=device(victim).member, accepted=accepted)])
+        member = device(victim).member
+        names = sorted(n for n in self._members if device(n).member == member)
+        accepted = tuple(cut for n in names if (cut := self._last_seen(actor, n)) is not None)
+        accepted = tuple(sorted(accepted, key=lambda a: a.device))
+        self._write(actor, [MemberRemoved(member=member, accepted=accepted, reason="why not")])
+
+    def _remove_device(self, actor: str, victim: str) -> None:
+        cut = self._last_seen(actor, victim)
+        gone = device(victim)
+        accepted = () if cut is None else (cut,)
+        self._write(actor, [DeviceRemoved(member=gone.member, device=gone.device, accepted=accepted)])
+
+    def _last_seen(self, actor: str, name: str) -> LastBatch | None:
+        """The last batch of a device that another one knows."""
+        did = device(name).device
+        theirs = [b for i in self._seen[actor] if (b := self.batches[i]).body.author == did]
+        last = max(theirs, key=lambda b: b.body.number, default=None)
+        return None if last is None else LastBatch(device=did, number=last.body.number, batch_id=last.batch_id)
 
     def _write(self, name: str, events: Sequence[Event]) -> bytes:
         number, previous = self._last.get(name, (0, b""))

@@ -20,6 +20,7 @@ from walytis_vault.domain import events as ev
 from walytis_vault.projections.base import Descriptor, Local, View
 from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.plugins import OWN
+from walytis_vault.projections.store import ViewStore
 
 MEMBERS = ("did:a", "did:b", "did:c", "did:d")
 
@@ -97,7 +98,7 @@ def random_history(seed: int, length: int) -> list[ev.Recorded]:
 
 def _random_event(rng: random.Random) -> ev.Event:
     number, voted = rng.randrange(6), rng.randrange(4)
-    kind = rng.choice("ppppprrtsbbbccccxwmek")
+    kind = rng.choice("ppppprrtsbbbccccxwmekd")
     if kind == "p":
         expires = rng.choice([None, None, 5_000 + number])
         return published(number, expires_ms=expires)
@@ -117,6 +118,9 @@ def _random_event(rng: random.Random) -> ev.Event:
         return ev.ForgettingWithdrawn(ballot_id=ballot(voted))
     if kind == "m":
         return ev.MemberRemoved(member=rng.choice(MEMBERS[1:]), accepted=())
+    if kind == "d":
+        member = rng.choice(MEMBERS)
+        return ev.DeviceRemoved(member=member, device=f"{member}/{rng.randint(1, 3)}", accepted=(), reason="lost")
     if kind == "k":
         member = rng.choice(MEMBERS)
         return ev.KeyAnnounced(keys=keys_of(member, f"{member}/{rng.randint(1, 3)}"))
@@ -178,9 +182,10 @@ def hosting(
     vault: Vault | None = None,
     batch: int = 500,
     epoch: Callable[[], int] | None = None,
+    make_store: Callable[[Path], ViewStore] = lambda folder: SqliteViewStore(folder / "views.db"),
 ) -> Iterator[ProjectionHost]:
-    """A host over a log, in a database file that a later call finds again."""
-    store = SqliteViewStore(folder / "views.db")
+    """A host over a log, in a database that a later call for this folder finds again."""
+    store = make_store(folder)
     host = ProjectionHost(
         log,
         log,

@@ -12,7 +12,8 @@ import pytest
 from walytis_vault.projections.audit import FILTERS, AuditRow
 from walytis_vault.projections.plugins import OWN
 
-TEXT = (Path(__file__).parents[2] / "docs" / "views.md").read_text()
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "views.md").read_text()
 VIEWS: list[tuple[str, type[msgspec.Struct], frozenset[str]]] = [(v.name, v.row, v.filters) for v in OWN]
 VIEWS.append(("audit", AuditRow, FILTERS))
 
@@ -29,13 +30,10 @@ def test_columns_and_filters_are_documented(name: str, row: Any, filters: frozen
 
 
 def test_the_example_is_the_tested_one() -> None:
-    """The handler shown is, apart from type hints, the one of the plugin that the tests load."""
-    source = (Path(__file__).parents[1] / "support" / "plugin_views.py").read_text()
-    for line in (
-        'tables = (Table(name="rows", columns={"author": "blob", "n": "integer"}, primary_key=("author",)),)',
-        "self.handlers = {ev.ContentPublished: self._published}",
-        'key, table = origin.author.encode(), self.t("rows")',
-        "self.touch(key, position)",
-    ):
-        assert line in source
-        assert line.replace("ev.", "") in TEXT
+    """The view that the page shows is, line by line, the one of the package that the tests install."""
+    source = (ROOT / "examples" / "activity_view" / "activity_view" / "__init__.py").read_text()
+    page = (ROOT / "docs" / "how-to-write-a-projection.md").read_text()
+    first, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert first in source
+    (entry,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert entry in (ROOT / "examples" / "activity_view" / "pyproject.toml").read_text()

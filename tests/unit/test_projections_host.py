@@ -240,6 +240,7 @@ def test_a_log_that_is_not_yet_readable_again_is_waited_for(tmp_path: Path) -> N
         host.catch_up()
     shown = MemoryLog()
     shown.add(history(4))
+    shown.unreadable = 2
     with hosting(tmp_path, shown, views=[Counter]) as host:
         assert host.catch_up() == 6
         shown.add(history(3, 4))
