@@ -4,6 +4,6 @@ Authentication is above the tunnels (docs/peer-protocol.md); a sealed key opens 
 """
 
 from walytis_vault.adapters.exchange.key_transfer import KeyAsk, KeyRequest, OpenRequest, seal_key, statement_of
-from walytis_vault.adapters.exchange.tunnels import PeerTunnels, free_port
+from walytis_vault.adapters.exchange.tunnels import BULK, PeerTunnels, free_port
 
-__all__ = ["KeyAsk", "KeyRequest", "OpenRequest", "PeerTunnels", "free_port", "seal_key", "statement_of"]
+__all__ = ["BULK", "KeyAsk", "KeyRequest", "OpenRequest", "PeerTunnels", "free_port", "seal_key", "statement_of"]

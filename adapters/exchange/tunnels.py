@@ -16,6 +16,8 @@ from walytis_vault.domain.errors import TransportError
 LOOPBACK: Final = "127.0.0.1"
 ATTEMPTS: Final = 5
 PROTOCOL: Final = "walytis-vault/"
+BULK: Final = "/bulk"
+"""Ends the name of the bulk door's tunnel."""
 
 
 class Tunnels(Protocol):
@@ -37,34 +39,38 @@ class PeerTunnels:
         """Bind to the running node."""
         self._tunnels = tunnels
         self._name = PROTOCOL + vault_id
-        self._ports: dict[str, int] = {}
+        self._ports: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
 
-    def expose(self, port: int) -> None:
-        """Let peers reach the door on this local port. Raises TransportError."""
+    def expose(self, port: int, door: str = "") -> None:
+        """Let peers reach a door on this local port. Raises TransportError.
+
+        Args:
+            door: "" for the peer door, `BULK` for the bulk door.
+        """
         try:
-            self._tunnels.open_listener(self._name, _address(port))
+            self._tunnels.open_listener(self._name + door, _address(port))
         except Exception as e:  # upstream raises bare Exceptions
             raise TransportError(f"peers cannot be let in: {e}") from e
 
-    def dial(self, peer_id: str) -> int:
+    def dial(self, peer_id: str, door: str = "") -> int:
         """The local port that leads to a peer's door; the connection itself is made when somebody uses it.
 
         Raises:
             TransportError: no port could be had.
         """
         with self._lock:
-            if peer_id in self._ports:
-                return self._ports[peer_id]
+            if (peer_id, door) in self._ports:
+                return self._ports[peer_id, door]
             problem = ""
             for _ in range(ATTEMPTS):
                 port = free_port()
                 try:
-                    self._tunnels.open_sender(self._name, _address(port), peer_id)
+                    self._tunnels.open_sender(self._name + door, _address(port), peer_id)
                 except Exception as e:  # taken meanwhile, or the peer id is none
                     problem = str(e)
                     continue
-                self._ports[peer_id] = port
+                self._ports[peer_id, door] = port
                 return port
         raise TransportError(f"no tunnel to peer {peer_id[:64]!r}: {problem}")
 

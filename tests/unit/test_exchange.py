@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from walytis_vault.domain.errors import (
     MisuseError,
     PermissionRefusedError,
     StorageError,
+    UnknownIdError,
     UntrustedInputError,
 )
 from walytis_vault.domain.events import DeviceKeys
@@ -163,8 +165,8 @@ class StoppedClock:
 def code_of(secret: bytes, expires_ms: int) -> Code:
     """A code with some secret."""
     return Code(
-        version=1, vault_id=VAULT, root=bytes(32), device=HOLDER, peer_id="12D3", addresses=("/ip4/127.0.0.1/tcp/4",),
-        door=bytes(32), secret=secret, expires_ms=expires_ms, group="did:group",
+        vault_id=VAULT, root=bytes(32), peer_id="12D3", addresses=("/ip4/127.0.0.1/tcp/4",),
+        door=bytes(32), secret=secret, expires_ms=expires_ms, group="did:group", member=None,
     )  # fmt: skip
 
 
@@ -173,9 +175,13 @@ def test_codes_are_read_as_written() -> None:
     code = code_of(bytes(32), 5)
     text = write_code(code)
     assert read_code(f" {text[:40]}\n{text[40:]} \n") == code
-    for wrong in (text[:-9], "", "hello", "ä", "A" * 100_000, write_code(msgspec.structs.replace(code, version=2))):
-        with pytest.raises(MisuseError):
+    assert read_code(write_code(msgspec.structs.replace(code, member="did:me"))).member == "did:me"
+    for wrong in (text[:-9], text + "AAAA", "", "hello", "ä", "A" * 100_000):
+        with pytest.raises(MisuseError, match="no invitation code"):
             read_code(wrong)
+    for other in (b"\x03later", b"\x8a\xa7version\x01"):
+        with pytest.raises(MisuseError, match="another version"):
+            read_code(base64.urlsafe_b64encode(other).rstrip(b"=").decode())
     check_not_expired(code, 4)
     with pytest.raises(MisuseError, match="expired"):
         check_not_expired(code, 5)
@@ -191,15 +197,44 @@ def test_an_invitation_lets_one_device_in(tmp_path: Path) -> None:
     first, second = KeyId(bytes(32)), KeyId(b"2" * 32)
     entry = invitations.check(door, first)
     assert entry.digest == hashlib.sha256(secret).digest()
-    invitations.use(entry, first)
+    invitations.use(entry, first, "did:first")
     again = Invitations(tmp_path / "invitations", OsFileSystem(), clock)
     assert again.knows(door)
-    again.use(again.check(door, first), first)
+    again.use(again.check(door, first), first, "did:first")
     for key_id in (second, None):
         with pytest.raises(ConflictError, match="used already"):
             again.check(door, key_id)
     with pytest.raises(ConflictError):
-        again.use(entry, second)
+        again.use(entry, second, "did:second")
+
+
+def test_a_revoked_invitation_lets_nobody_in(tmp_path: Path) -> None:
+    """It is refused with the reason, also after a restart; what was used cannot be revoked; the list tells it all."""
+    clock, secret, other = StoppedClock(), secrets.token_bytes(32), secrets.token_bytes(32)
+    invitations = Invitations(tmp_path / "invitations", OsFileSystem(), clock)
+    invitations.add(secret, 60)
+    clock.now_ms += 1000
+    invitations.add(other, 60, own_device=True)
+    newer, older = invitations.all()
+    assert (newer.own_device, older.own_device, older.created_ms) == (True, False, clock.now_ms - 1000)
+    checked = invitations.check(older.door_key)
+    invitations.revoke(older.invitation_id.upper())
+    invitations.revoke(older.invitation_id)
+    again = Invitations(tmp_path / "invitations", OsFileSystem(), clock)
+    for invited in (invitations, again):
+        with pytest.raises(PermissionRefusedError, match="revoked"):
+            invited.check(older.door_key)
+        with pytest.raises(PermissionRefusedError, match="revoked"):
+            invited.use(checked, KeyId(bytes(32)), "did:late")
+    again.use(newer, KeyId(bytes(32)), "did:mine")
+    with pytest.raises(ConflictError, match="used already, by did:mine"):
+        again.revoke(newer.invitation_id)
+    with pytest.raises(UnknownIdError):
+        again.revoke("00")
+    assert [again.state(e) for e in again.all()] == ["used", "revoked"]
+    clock.now_ms += 1000
+    clock.now_ms = again.add(secrets.token_bytes(32), 60)
+    assert again.state(again.all()[0]) == "expired"
 
 
 def test_an_expired_invitation_lets_nobody_in(tmp_path: Path) -> None:
