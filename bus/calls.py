@@ -21,8 +21,11 @@ Lane = Literal["read", "effect", "stream", "slow", "loop"]
 HexId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z", min_length=32, max_length=32)]
 ViewName = Annotated[str, Meta(min_length=1, max_length=64)]
 Reason = Annotated[str, Meta(max_length=LIMITS.reason)]
+Passphrase = Annotated[str, Meta(min_length=1, max_length=4096)]
 Text = Annotated[str, Meta(max_length=4096)]
 FilterValue = Text | int | float | bool | Annotated[tuple[Text, ...], Meta(max_length=64)] | None
+AsOf = Annotated[int, Meta(ge=0, le=2**53)] | Annotated[str, Meta(min_length=1, max_length=64)]
+"""A position, or a time in ISO 8601 (UTC)."""
 Filters = Annotated[dict[Annotated[str, Meta(max_length=64)], FilterValue], Meta(max_length=16)]
 Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
 
@@ -47,6 +50,8 @@ class QueryCall(Call, frozen=True, kw_only=True, tag="query"):
     limit: Annotated[int, Meta(ge=1, le=10_000)]
     cursor: Annotated[str, Meta(max_length=1024)] | None = None
     filters: Filters = {}
+    as_of: AsOf | None = None
+    """The view as it was then. Folded for the purpose, so it runs in the lane of slow calls."""
 
 
 class WaitForCall(Call, frozen=True, kw_only=True, tag="wait_for"):
@@ -151,6 +156,46 @@ class WithdrawCall(Call, frozen=True, kw_only=True, tag="withdraw"):
     ballot_id: HexId
 
 
+class DropCall(Call, frozen=True, kw_only=True, tag="drop"):
+    """Free the space of contents on this node; they can be fetched again."""
+
+    VERB = "admin"
+    LANE = "slow"
+    contents: Annotated[tuple[HexId, ...], Meta(min_length=1, max_length=LIMITS.ballot_contents)]
+    force: bool = False
+    """Also what no other connected node is known to hold."""
+
+
+class LockCall(Call, frozen=True, kw_only=True, tag="lock"):
+    """Put the keys out of reach."""
+
+    VERB = "admin"
+    LANE = "slow"
+
+
+class _Secret(Call, frozen=True, kw_only=True):
+    """A call with passphrases. Never an effect that is remembered: a kept digest would let them be guessed."""
+
+    VERB = "admin"
+    LANE = "slow"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+
+class UnlockCall(_Secret, frozen=True, kw_only=True, tag="unlock"):
+    """Take the keys again."""
+
+    passphrase: Passphrase
+
+
+class PassphraseCall(_Secret, frozen=True, kw_only=True, tag="passphrase"):
+    """Seal the master key anew; null stands for the key file."""
+
+    old: Passphrase | None
+    new: Passphrase | None
+
+
 class AuditCall(Call, frozen=True, kw_only=True, tag="audit"):
     """Verify everything again."""
 
@@ -167,21 +212,66 @@ class ReplayCall(Call, frozen=True, kw_only=True, tag="replay"):
     view: ViewName | None = None
 
 
+class RetryCall(Call, frozen=True, kw_only=True, tag="retry"):
+    """Fold the parked events of one view or all again."""
+
+    VERB = "admin"
+    LANE = "slow"
+    view: ViewName | None = None
+
+
+class ExportCall(Call, frozen=True, kw_only=True, tag="export"):
+    """One page of a bundle."""
+
+    VERB = "admin"
+    LANE = "slow"
+    cursor: Annotated[str, Meta(max_length=1024)] | None = None
+
+
+class BackupCall(Call, frozen=True, kw_only=True, tag="backup"):
+    """Write a backup into a folder of this machine."""
+
+    VERB = "admin"
+    LANE = "slow"
+    folder: Text
+    passphrase: Text | None = None
+    with_key_file: bool = False
+
+
 class InviteCall(Call, frozen=True, kw_only=True, tag="invite"):
     """Make a one-use invitation code."""
 
     VERB = "admin"
     LANE = "slow"
     expires_s: Annotated[float, Meta(gt=0, le=31_536_000)]
+    own_device: bool = False
+    """For another device of this node's member, rather than for a new member."""
+
+
+class InvitationsCall(Call, frozen=True, kw_only=True, tag="invitations"):
+    """The invitations of this node."""
+
+    VERB = "admin"
+
+
+class RevokeInvitationCall(Call, frozen=True, kw_only=True, tag="revoke_invitation"):
+    """Let nobody in any more with an invitation."""
+
+    VERB = "admin"
+    LANE = "slow"
+    invitation_id: Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class RemoveCall(Call, frozen=True, kw_only=True, tag="remove"):
-    """Remove a member."""
+    """Remove a member, or one device."""
 
     VERB = "admin"
     LANE = "slow"
     EFFECT = True
     did: Annotated[str, Meta(min_length=1, max_length=LIMITS.did)]
+    reason: Reason = ""
+    device: bool = False
+    """Only the device of this DID, where the DID is a member's too."""
 
 
 AnyCall: TypeAlias = (
@@ -197,9 +287,18 @@ AnyCall: TypeAlias = (
     | ConsentCall
     | RefuseCall
     | WithdrawCall
+    | DropCall
+    | LockCall
+    | UnlockCall
+    | PassphraseCall
     | AuditCall
     | ReplayCall
+    | RetryCall
+    | ExportCall
+    | BackupCall
     | InviteCall
+    | InvitationsCall
+    | RevokeInvitationCall
     | RemoveCall
 )
 

@@ -7,14 +7,15 @@ asked for last. After that the service remembers it. Running calls are touched b
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from walytis_vault.bus import calls as c
+from walytis_vault.bus.batcher import Batcher
 from walytis_vault.bus.door import Door, Peer
 from walytis_vault.bus.errors import shield
-from walytis_vault.bus.messages import Published, QueryPage, RequestKey
+from walytis_vault.bus.messages import InlinePublish, Published, QueryPage, RequestKey
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import Header, Kind, encode
 from walytis_vault.bus.service import VaultService
@@ -27,6 +28,11 @@ from walytis_vault.domain.errors import (
 )
 from walytis_vault.domain.faults import fault
 
+_PUBLISHERS: Final = 3
+"""Batches of publishes under way at once: one is encrypted while one is synced and one waits for its block."""
+_TOGETHER: Final = 256
+"""Small publishes in one batch (a count)."""
+
 
 class _Running:
     __slots__ = ("digest", "peer")
@@ -36,6 +42,17 @@ class _Running:
         self.digest = digest
 
 
+class _Publish:
+    """A small publish that waits to be done together with others."""
+
+    __slots__ = ("inline", "name", "running")
+
+    def __init__(self, name: tuple[str, bytes], running: _Running, inline: InlinePublish) -> None:
+        self.name = name
+        self.running = running
+        self.inline = inline
+
+
 class Desk:
     """Works on calls that have one request and one reply."""
 
@@ -43,6 +60,7 @@ class Desk:
         self._door = door
         self._service = service
         self._pools = pools
+        self.publishes: Batcher[_Publish] = Batcher("publish", _PUBLISHERS, _TOGETHER, self._publish_together)
         self._running: dict[tuple[str, bytes], _Running] = {}
         self._per_client: dict[str, int] = {}
 
@@ -73,6 +91,8 @@ class Desk:
 
     def take(self, peer: Peer, message: Header, call: c.AnyCall) -> None:
         """Work on a call. Raises what the client is told at once."""
+        if isinstance(call, c.PublishCall):
+            self._check_inline(call, len(message.data))
         key = self.request_key(peer, message, call)
         name = (key.client, key.request_id)
         running = self._running.get(name)
@@ -88,7 +108,12 @@ class Desk:
         peer.requests += 1
         self._per_client[key.client] = self.count(key.client) + 1
         data = message.data
-        self._pools[call.LANE].submit(peer.rid, lambda: self._work(name, running, call, data, key))
+        if isinstance(call, c.PublishCall) and call.options.revises is None:
+            inline = InlinePublish(options=call.options, data=data, key=key)
+            self.publishes.submit(peer.rid, _Publish(name, running, inline))
+            return
+        lane = "slow" if isinstance(call, c.QueryCall) and call.as_of is not None else call.LANE
+        self._pools[lane].submit(peer.rid, lambda: self._work(name, running, call, data, key))
 
     def _work(
         self, name: tuple[str, bytes], running: _Running, call: c.AnyCall, data: bytes | memoryview, key: RequestKey
@@ -114,7 +139,9 @@ class Desk:
         return body
 
     def _query(self, call: c.QueryCall, limit: int) -> QueryPage:
-        return self._service.query(call.view, limit=limit, cursor=call.cursor, filters=dict(call.filters))
+        return self._service.query(
+            call.view, limit=limit, cursor=call.cursor, filters=dict(call.filters), as_of=call.as_of
+        )
 
     def _result(self, call: c.AnyCall, data: bytes | memoryview, key: RequestKey | None) -> Any:
         service = self._service
@@ -135,22 +162,62 @@ class Desk:
                 return service.retract(call.content_id, key)
             case c.RestoreCall():
                 return service.restore(call.content_id, key)
+            case c.DropCall():
+                return service.drop(call.contents, force=call.force)
+            case c.LockCall():
+                return service.lock()
+            case c.UnlockCall():
+                return service.unlock(call.passphrase)
+            case c.PassphraseCall():
+                return service.change_passphrase(call.old, call.new)
             case c.AuditCall():
                 return service.audit(read_data=call.read_data)
             case c.ReplayCall():
                 return service.replay(call.view)
+            case c.RetryCall():
+                return service.retry(call.view)
+            case c.ExportCall():
+                return service.export(call.cursor)
+            case c.BackupCall():
+                return service.backup(call.folder, passphrase=call.passphrase, with_key_file=call.with_key_file)
             case c.InviteCall():
-                return service.invite(expires_s=call.expires_s)
+                return service.invite(expires_s=call.expires_s, own_device=call.own_device)
+            case c.InvitationsCall():
+                return service.invitations()
+            case c.RevokeInvitationCall():
+                return service.revoke_invitation(call.invitation_id)
             case c.RemoveCall():
-                return service.remove(call.did, key)
+                return service.remove(call.did, call.reason, device=call.device, key=key)
             case _:
                 raise MisuseError(f"{type(call).__name__} is not a call with one reply")
 
-    def _publish(self, call: c.PublishCall, data: bytes | memoryview, key: RequestKey | None) -> Published:
-        if len(data) > self._door.limits.inline:
+    def _check_inline(self, call: c.PublishCall, size: int) -> None:
+        if size > self._door.limits.inline:
             raise MisuseError(f"a content over {self._door.limits.inline} bytes must be uploaded as a stream")
-        if call.size is not None and call.size != len(data):
-            raise MisuseError(f"{len(data)} bytes came and {call.size} were announced: nothing was published")
+        if call.size is not None and call.size != size:
+            raise MisuseError(f"{size} bytes came and {call.size} were announced: nothing was published")
+
+    def _publish_together(self, batch: list[_Publish]) -> None:
+        """On a worker: one wait for disk and chain, and one word to the door, for all of them."""
+        done: list[bytes | VaultError] = []
+
+        def failed(error: VaultError) -> None:
+            done[:] = [error] * len(batch)
+
+        with shield(failed):
+            for result in self._service.publish_together([p.inline for p in batch]):
+                done.append(result if isinstance(result, VaultError) else encode(result))
+            fault("bus.before_reply")
+        self._door.post(lambda: self._reply_all(batch, done))
+
+    def _reply_all(self, batch: list[_Publish], done: list[bytes | VaultError]) -> None:
+        for publish, result in zip(batch, done, strict=True):
+            if isinstance(result, bytes):
+                self._reply(publish.name, publish.running, result)
+            else:
+                self._failed(publish.name, publish.running, result)
+
+    def _publish(self, call: c.PublishCall, data: bytes | memoryview, key: RequestKey | None) -> Published:
         session = self._service.begin_publish(call.options, key)
         if isinstance(session, Published):
             return session

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 import zmq
 
 from walytis_vault.bus.clients import ClientTable
+from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.protocol import NO_ID, BusLimits, Header, Kind, failure, header, pack, split
 from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import BusKeys, ClientEntry
@@ -95,10 +96,13 @@ class Door:
         keys: the node's key pair.
         clients: who is admitted.
         limits: sizes and times.
+        meter: counts what goes through.
     """
 
-    def __init__(self, keys: BusKeys, clients: ClientTable, limits: BusLimits) -> None:
+    def __init__(self, keys: BusKeys, clients: ClientTable, limits: BusLimits, meter: Meter | None = None) -> None:
         self.limits = limits
+        self._meter = meter or Meter()
+        self._counts = self._meter.counts
         self._clients = clients
         self._peers: dict[bytes, Peer] = {}
         self._bulk_peers: dict[bytes, Peer] = {}
@@ -192,12 +196,15 @@ class Door:
 
     def send_error(self, peer: Peer, message_id: bytes, error: VaultError) -> None:
         """Send an ERROR."""
+        self._counts.errors += 1
         self.send(peer, Kind.ERROR, message_id, failure(error))
 
     def send_parts(self, peer: Peer, parts: list[bytes | memoryview]) -> None:
         """Send packed parts, or queue them behind what waits."""
         if peer.gone:
             return
+        self._counts.messages_out += 1
+        self._counts.bytes_out += sum(map(len, parts))
         if peer.waiting or not self._try(peer, parts):
             if peer.gone:
                 return
@@ -205,12 +212,16 @@ class Door:
                 peer.blocked_since = time.monotonic()
                 self._blocked[id(peer)] = peer
             peer.waiting.append(parts)
+            if len(peer.waiting) > self.limits.peer_waiting:
+                self.cut(peer, "it asks for more than it takes")
 
     def cut(self, peer: Peer, why: str) -> None:
         """End a connection: shut its socket down, so that libzmq frees what it holds for it."""
         if peer.gone:
             return
-        _log.warning("bus: connection of client %s cut: %s", peer.entry.name, why)
+        self._counts.cut += 1
+        # Not the key's name, which its owner chose: `client list` shows which key begins so.
+        _log.warning("connection of key %s… cut: %s", peer.entry.public_key[:8], why)
         # The descriptor is libzmq's own; it is only valid while the connection is: ask first.
         if self._try(peer, [header(Kind.PONG, NO_ID), b"\x80"], probe=True):
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(peer.fd)) as connection:
@@ -286,6 +297,8 @@ class Door:
 
     def _message(self, frames: list[zmq.Frame]) -> None:
         rid = frames[0].bytes
+        self._counts.messages_in += 1
+        self._counts.bytes_in += sum(map(len, frames))
         try:
             user = str(frames[-1].get("User-Id"))
         except zmq.ZMQError:
@@ -320,6 +333,7 @@ class Door:
                 message_id = frames[1].bytes[5:]
             self.send_error(peer, message_id, e)
             if isinstance(e, UntrustedInputError):
+                self._counts.malformed += 1
                 peer.strikes += 1
                 if peer.strikes >= _STRIKES:
                     self.cut(peer, "it keeps sending malformed messages")

@@ -64,6 +64,11 @@ class Downloads:
         self._starved: dict[tuple[bytes, bytes], Download] = {}
         self._sealed: dict[bytes, Download] = {}
 
+    @property
+    def open_count(self) -> int:
+        """How many are open, of all clients."""
+        return len(self._streams)
+
     def count(self, name: str) -> int:
         """Downloads that a client key has open."""
         return sum(1 for s in self._streams.values() if s.peer.entry.name == name)
@@ -95,6 +100,12 @@ class Downloads:
                 stream.bulk_key = new_key()
                 stream.seal = Seal(stream.bulk_key, stream.id)
             ready = self._cut(stream, first)
+            if stream.seal is None and length <= min(self._door.limits.chunk, call.limit) and stream.produced <= length:
+                # A small content that the client takes as a whole: no need to come back for the rest.
+                while stream.produced < length and (piece := reader.read()):
+                    ready += self._cut(stream, piece)
+                stream.reader = None
+                reader.close()
             self._door.post(lambda: self._opened(stream, length, ready))
 
     def _cut(self, stream: Download, piece: bytes) -> list[tuple[int, bytes | memoryview]]:

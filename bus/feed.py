@@ -61,7 +61,14 @@ class Feed:
         self._posted = False
         self._cache: OrderedDict[tuple[str, bytes, int, int, int], tuple[bytes, int, int]] = OrderedDict()
         self._cache_lock = threading.Lock()
+        self._generation = 0
+        """How often the cache was cleared: what was read before is not kept after."""
         self._stop = service.on_advance(self._advanced)
+
+    @property
+    def open_count(self) -> int:
+        """How many are open, of all clients."""
+        return len(self._subscriptions)
 
     def count(self, name: str) -> int:
         """Subscriptions that a client key has open."""
@@ -78,7 +85,8 @@ class Feed:
         self._posted = False
         position = self._position
         with self._cache_lock:
-            self._cache.clear()  # rows may hold names that have just been forgotten
+            self._cache.clear()  # rows may hold names that have just been forgotten, or sealed by a lock
+            self._generation += 1
         for key, waiter in list(self._waiters.items()):
             if waiter.position <= position:
                 self._answer(key, position)
@@ -159,11 +167,12 @@ class Feed:
             latest = self._position
             key = (s.call.view, s.filters, after, size, latest)
             with self._cache_lock:
-                found = self._cache.get(key)
+                found, generation = self._cache.get(key), self._generation
             if found is None:
                 found = self._fetch(s, after, size)
                 with self._cache_lock:
-                    self._cache[key] = found
+                    if generation == self._generation:
+                        self._cache[key] = found
                     while len(self._cache) > _CACHED:
                         self._cache.popitem(last=False)
             body, upto, count = found

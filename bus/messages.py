@@ -13,6 +13,7 @@ from msgspec import Meta
 from walytis_vault.domain.limits import LIMITS
 
 BallotState = Literal["open", "carried", "refused", "withdrawn"]
+InvitationState = Literal["open", "used", "expired", "revoked"]
 Verb = Literal["read", "publish", "forget", "admin"]
 
 
@@ -67,6 +68,12 @@ class ViewStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     position: int
     hash: str
+    parked: int = 0
+    """Events that the view could not fold and that wait for `retry` (a count)."""
+    error: str | None = None
+    """Why it stopped, or why its oldest parked event failed."""
+    rebuilding: float | None = None
+    """Progress from 0 to 1 while it is built; None when it is not."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,10 +91,26 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     blocks: dict[str, int] = {}
     """Counts of blocks by verdict: accepted, foreign, refused, waiting."""
     details: dict[str, Any] = {}
+    device: str = ""
+    """DID of this node's device; `did` is the member's."""
+
+
+class Dropped(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drop did on this node."""
+
+    contents: tuple[str, ...]
+    freed: int
+    """Bytes of ciphertext that were here."""
+
+
+class LockState(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the node's keys are out of reach."""
+
+    locked: bool
 
 
 class RequestKey(msgspec.Struct, frozen=True, kw_only=True):
-    """Identifies one effect for ever (7 days): retried with the same key and body, it happens once."""
+    """Identifies one effect for ever: retried with the same key and body, it happens once. The reply is kept 7 days."""
 
     client: str
     """Name of the client key that authenticated."""
@@ -97,6 +120,28 @@ class RequestKey(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 of the request, so that the same id with another body is an error."""
 
 
+class InlinePublish(msgspec.Struct, frozen=True, kw_only=True):
+    """One small content to publish together with others."""
+
+    options: PublishOptions
+    data: bytes | memoryview
+    key: RequestKey | None = None
+
+
+class InvitationInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One invitation of this node. The code itself is not kept: it was shown once."""
+
+    invitation_id: str
+    """16 hex digits."""
+    state: InvitationState
+    own_device: bool
+    """Whether it is for a device of this node's own member, rather than for a new member."""
+    created: str
+    expires: str
+    used_by: str | None = None
+    """DID of the device that came in with it."""
+
+
 class QueryPage(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of a view, as builtin types."""
 
@@ -104,3 +149,44 @@ class QueryPage(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
     """Pass it to get the next page; None at the end."""
     position: int = 0
+
+
+class ExportPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Lines of a bundle."""
+
+    lines: bytes
+    cursor: str | None = None
+    """Pass it to get the next page; None when the last line is there."""
+    batches: int = 0
+    """Batches up to the end of this page."""
+    digest: str = ""
+    """With the last page: SHA-256 of all lines but the last, which names this state of the vault."""
+    root: str = ""
+    """With the last page: id of the founding batch."""
+    vault_id: str = ""
+    """With the last page."""
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written, and what to compare a bundle with."""
+
+    vault_id: str
+    root: str
+    digest: str
+    batches: int
+    size: int
+    """Bytes."""
+
+
+class BackupInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup holds."""
+
+    folder: str
+    vault_id: str
+    position: int
+    contents: int
+    files: int
+    size: int
+    """Bytes of all files."""
+    copied: int
+    """Bytes that were written this time; the rest was there from the backup before."""

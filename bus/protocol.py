@@ -82,6 +82,8 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Open downloads and uploads of one client key (a count)."""
     client_subscriptions: int = 1024
     """Open subscriptions of one client key (a count)."""
+    peer_waiting: int = 4096
+    """Messages that wait for one connection to take them; with more it is cut (a count)."""
     page_rows: int = 500
     """Rows in one reply to a query (a count)."""
     changes: int = 256

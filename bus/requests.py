@@ -16,12 +16,24 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from walytis_vault.bus import calls as c
-from walytis_vault.bus.messages import BallotInfo, PublishOptions, QueryPage, Status
+from walytis_vault.bus.messages import (
+    BackupInfo,
+    BallotInfo,
+    Dropped,
+    ExportPage,
+    InvitationInfo,
+    LockState,
+    PublishOptions,
+    QueryPage,
+    Status,
+)
 from walytis_vault.domain.errors import MisuseError
 from walytis_vault.domain.ids import parse_ballot_id, parse_content_id
 from walytis_vault.domain.limits import LIMITS
 
 T = TypeVar("T")
+AsOf = int | str | dt.datetime
+"""A position; or a time as ISO 8601 text or a datetime with its time zone."""
 _MAX_POSITION: Final = 2**53
 
 
@@ -36,8 +48,15 @@ _BALLOT: Final = msgspec.msgpack.Decoder(BallotInfo)
 _INT: Final = msgspec.msgpack.Decoder(int)
 _TEXT: Final = msgspec.msgpack.Decoder(str)
 _REPORT: Final = msgspec.msgpack.Decoder(dict[str, Any])
+_EXPORT: Final = msgspec.msgpack.Decoder(ExportPage)
+_BACKUP: Final = msgspec.msgpack.Decoder(BackupInfo)
 _PAGE: Final = msgspec.msgpack.Decoder(QueryPage)
 
+_DROPPED: Final = msgspec.msgpack.Decoder(Dropped)
+_LOCK: Final = msgspec.msgpack.Decoder(LockState)
+
+LOCK: Final = Ask(c.LockCall(), _LOCK)
+INVITATIONS: Final = Ask(c.InvitationsCall(), msgspec.msgpack.Decoder(list[InvitationInfo]))
 STATUS: Final = Ask(c.StatusCall(), msgspec.msgpack.Decoder(Status))
 
 
@@ -53,11 +72,7 @@ def ballot_id(text: object) -> str:
 
 def forget(content_ids: Iterable[str], reason: str) -> Ask[BallotInfo]:
     """Propose to forget."""
-    contents = tuple(dict.fromkeys(content_id(i) for i in content_ids))
-    if not contents:
-        raise MisuseError("name at least one content to forget")
-    if len(contents) > LIMITS.ballot_contents:
-        raise MisuseError(f"at most {LIMITS.ballot_contents} contents can be forgotten at once")
+    contents = _contents(content_ids, "forget")
     return Ask(c.ForgetCall(contents=contents, reason=_text("reason", reason, LIMITS.reason)), _BALLOT)
 
 
@@ -87,9 +102,31 @@ def restore(content: str) -> Ask[int]:
     return Ask(c.RestoreCall(content_id=content_id(content)), _INT)
 
 
-def page(view: str, limit: int, cursor: str | None, filters: dict[str, Any]) -> Ask[QueryPage]:
+def drop(content_ids: Iterable[str], force: bool) -> Ask[Dropped]:
+    """Free the space of contents."""
+    return Ask(c.DropCall(contents=_contents(content_ids, "drop"), force=bool(force)), _DROPPED)
+
+
+def unlock(passphrase: str) -> Ask[LockState]:
+    """Take the keys again."""
+    return Ask(c.UnlockCall(passphrase=_passphrase(passphrase)), _LOCK)
+
+
+def change_passphrase(old: str | None, new: str | None) -> Ask[LockState]:
+    """Seal the master key anew."""
+    call = c.PassphraseCall(
+        old=None if old is None else _passphrase(old), new=None if new is None else _passphrase(new)
+    )
+    return Ask(call, _LOCK)
+
+
+def page(
+    view: str, limit: int, cursor: str | None, filters: dict[str, Any], as_of: AsOf | None = None
+) -> Ask[QueryPage]:
     """One page of a view."""
-    call = c.QueryCall(view=_view(view), limit=limit, cursor=cursor, filters=_filters(filters))
+    call = c.QueryCall(
+        view=_view(view), limit=limit, cursor=_cursor(cursor), filters=_filters(filters), as_of=_as_of(as_of)
+    )
     return Ask(call, _PAGE)
 
 
@@ -112,21 +149,32 @@ def wait_for(position: int, timeout: float) -> Ask[int]:
     return Ask(c.WaitForCall(position=_position("position", position), timeout_ms=milliseconds(timeout)), _INT)
 
 
-def invite(expires: dt.datetime | dt.timedelta | float) -> Ask[str]:
+def invite(expires: dt.datetime | dt.timedelta | float, device: bool) -> Ask[str]:
     """Make an invitation."""
     moment = expires_ms(expires)
     assert moment is not None
     seconds = moment / 1000 - time.time()
     if not 0 < seconds <= 31_536_000:
         raise MisuseError("an invitation is valid for more than nothing and at most a year")
-    return Ask(c.InviteCall(expires_s=seconds), _TEXT)
+    return Ask(c.InviteCall(expires_s=seconds, own_device=bool(device)), _TEXT)
 
 
-def remove(did: str) -> Ask[int]:
-    """Remove a member."""
+def revoke_invitation(invitation_id: str) -> Ask[InvitationInfo]:
+    """End an invitation."""
+    if not invitation_id:
+        raise MisuseError("name the invitation: `invite --list` shows their ids")
+    call = c.RevokeInvitationCall(invitation_id=_text("invitation id", invitation_id, 64))
+    return Ask(call, msgspec.msgpack.Decoder(InvitationInfo))
+
+
+def remove(did: str, reason: str, device: bool) -> Ask[int]:
+    """Remove a member, or a device."""
     if not did:
-        raise MisuseError("name the member's DID: `members` shows it")
-    return Ask(c.RemoveCall(did=_text("did", did, LIMITS.did)), _INT)
+        raise MisuseError("name the member's DID, or a device's: `members` shows them")
+    call = c.RemoveCall(
+        did=_text("did", did, LIMITS.did), reason=_text("reason", reason, LIMITS.reason), device=bool(device)
+    )
+    return Ask(call, _INT)
 
 
 def audit(read_data: bool) -> Ask[dict[str, Any]]:
@@ -137,6 +185,25 @@ def audit(read_data: bool) -> Ask[dict[str, Any]]:
 def replay(view: str | None) -> Ask[dict[str, Any]]:
     """Rebuild views."""
     return Ask(c.ReplayCall(view=None if view is None else _view(view)), _REPORT)
+
+
+def retry(view: str | None) -> Ask[dict[str, Any]]:
+    """Fold parked events again."""
+    return Ask(c.RetryCall(view=None if view is None else _view(view)), _REPORT)
+
+
+def export(cursor: str | None) -> Ask[ExportPage]:
+    """One page of a bundle."""
+    return Ask(c.ExportCall(cursor=cursor), _EXPORT)
+
+
+def backup(folder: str | os.PathLike[str], passphrase: str | None, with_key_file: bool) -> Ask[BackupInfo]:
+    """Write a backup."""
+    path = _text("folder", os.path.abspath(folder), 4096)
+    secret = None if passphrase is None else _text("passphrase", passphrase, 4096)
+    if secret is not None and with_key_file:
+        raise MisuseError("a backup is sealed under a passphrase or holds the key file, not both")
+    return Ask(c.BackupCall(folder=path, passphrase=secret, with_key_file=bool(with_key_file)), _BACKUP)
 
 
 def request_id(given: bytes | str | uuid.UUID | None) -> bytes | None:
@@ -214,6 +281,22 @@ def check_timeout(timeout: object) -> float:
     return float(timeout)
 
 
+def _contents(content_ids: Iterable[str], verb: str) -> tuple[str, ...]:
+    contents = tuple(dict.fromkeys(content_id(i) for i in content_ids))
+    if not contents:
+        raise MisuseError(f"name at least one content to {verb}")
+    if len(contents) > LIMITS.ballot_contents:
+        raise MisuseError(f"at most {LIMITS.ballot_contents} contents at once")
+    return contents
+
+
+def _passphrase(given: object) -> str:
+    """A passphrase as it is; never part of a message."""
+    if not isinstance(given, str) or not given:
+        raise MisuseError("a passphrase is a text that is not empty")
+    return _text("the passphrase", given, 4096)
+
+
 def _text(what: str, value: object, cap: int) -> str:
     if not isinstance(value, str):
         raise MisuseError(f"{what} is a text, not {type(value).__name__}")
@@ -237,6 +320,22 @@ def _position(what: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_POSITION:
         raise MisuseError(f"{what} is a position (0, 1, 2 …), not {value!r}")
     return value
+
+
+def _cursor(cursor: object) -> str | None:
+    return None if cursor is None else _text("cursor", cursor, 1024)
+
+
+def _as_of(as_of: object) -> int | str | None:
+    if as_of is None or (isinstance(as_of, int) and not isinstance(as_of, bool)):
+        return None if as_of is None else _position("as_of", as_of)
+    if isinstance(as_of, dt.datetime):
+        if as_of.tzinfo is None:
+            raise MisuseError("as_of needs a time zone: datetime.now(timezone.utc) - …")
+        return as_of.astimezone(dt.UTC).isoformat()
+    if not isinstance(as_of, str) or not as_of:
+        raise MisuseError(f"as_of is a position or a time, not {as_of!r}")
+    return _text("as_of", as_of, 64)
 
 
 def _filters(filters: dict[str, Any]) -> dict[str, c.FilterValue]:

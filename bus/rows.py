@@ -36,6 +36,16 @@ class Row(msgspec.Struct, frozen=True):
         raise AttributeError(f"a row of {type(self).__name__} has no field {name!r}")
 
 
+class RowPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Some rows of a query, and where it goes on."""
+
+    rows: tuple[Row, ...]
+    cursor: str | None
+    """Pass it to get what follows; None at the end. It stays valid while rows are added."""
+    position: int
+    """Position of the view when it was read."""
+
+
 _CLASSES_MOST = 256
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TAKEN = frozenset({"as_dict", "keys"})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from walytis_vault.bus import calls as c
+from walytis_vault.bus.batcher import Batcher
 from walytis_vault.bus.budget import Budget
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.desk import Desk
@@ -32,6 +33,7 @@ from walytis_vault.bus.endpoint import (
 )
 from walytis_vault.bus.feed import Feed
 from walytis_vault.bus.heap import steady_heap
+from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import GONE, NOTHING, BusLimits, Header, Kind, Pong, decode
 from walytis_vault.bus.security import BusKeys, ClientEntry, bus_keys, make_private_folder
@@ -73,6 +75,7 @@ class BusServer:
         self._wanted = endpoint
         self._limits = limits or BusLimits()
         self._run_id = secrets.token_hex(8)
+        self._meter = Meter()
         self._door: Door | None = None
         self._address: Address | None = None
         self._bulk_address: Address | None = None
@@ -94,7 +97,7 @@ class BusServer:
         try:
             if address is not None:
                 prepare_socket(address)
-            door = Door(self._keys, ClientTable(self._folder), self._limits)
+            door = Door(self._keys, ClientTable(self._folder), self._limits, self._meter)
             try:
                 bound = door.bind(wanted if address is None else address.zmq)
                 if address is not None and address.path is not None:
@@ -154,10 +157,11 @@ class BusServer:
             return
         remove_record(self._folder)
         self._feed.close()
-        for pool in self._pools.values():
+        pools: list[FairPool | Batcher[Any]] = [*self._pools.values(), self._desk.publishes]
+        for pool in pools:
             pool.close()
         deadline = time.monotonic() + _CLOSE_POOLS
-        for pool in self._pools.values():
+        for pool in pools:
             pool.join(max(0.0, deadline - time.monotonic()))
         door.close(_CLOSE_DOOR)
         self._uploads.close()
@@ -184,9 +188,15 @@ class BusServer:
         return {
             "connections": door.connections if door else 0,
             "running": self._desk.running if door else 0,
-            "queued": {name: pool.depth for name, pool in self._pools.items()},
+            "queued": {name: pool.depth for name, pool in self._pools.items()}
+            | {"publish": self._desk.publishes.depth if door else 0},
             "bytes_down": self._budgets[0].used if door else 0,
             "bytes_up": self._budgets[1].used if door else 0,
+            "downloads": self._downloads.open_count if door else 0,
+            "uploads": self._uploads.open_count if door else 0,
+            "subscriptions": self._feed.open_count if door else 0,
+            "totals": self._meter.totals(),
+            "rates": self._meter.rates(),
         }
 
     def on_message(self, peer: Peer, message: Header) -> None:
@@ -220,6 +230,7 @@ class BusServer:
             self._uploads.on_bulk(message)
 
     def _request(self, peer: Peer, message: Header) -> None:
+        self._meter.counts.requests += 1
         call = decode(c.CALL, message.body)
         self._desk.check_verb(peer, call)
         if len(message.data) and not isinstance(call, c.PublishCall):
@@ -257,6 +268,7 @@ class BusServer:
 
     def on_tick(self, now: float) -> None:
         """For the door: time passes."""
+        self._meter.on_tick(now)
         self._downloads.on_tick(now)
         self._uploads.on_tick(now)
         self._feed.on_tick(now)

@@ -6,10 +6,25 @@ All methods may be called from any worker thread, block at most `timeout` where 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from walytis_vault.bus.messages import BallotInfo, Change, Published, PublishOptions, QueryPage, RequestKey, Status
+from walytis_vault.bus.messages import (
+    BackupInfo,
+    BallotInfo,
+    Change,
+    Dropped,
+    ExportPage,
+    InlinePublish,
+    InvitationInfo,
+    LockState,
+    Published,
+    PublishOptions,
+    QueryPage,
+    RequestKey,
+    Status,
+)
+from walytis_vault.domain.errors import VaultError
 from walytis_vault.domain.ports import ContentReader
 
 
@@ -41,6 +56,10 @@ class VaultService(Protocol):
         """Start a publish; a repeated key returns the first reply instead of a session."""
         ...
 
+    def publish_together(self, wanted: Sequence[InlinePublish]) -> list[Published | VaultError]:
+        """Publish small contents that revise nothing, with one wait for all: the receipt or the error of each."""
+        ...
+
     def open_content(self, content_id: str, *, timeout: float) -> ContentReader:
         """Open a content to read, fetching it from peers if need be."""
         ...
@@ -69,8 +88,16 @@ class VaultService(Protocol):
         """Show an own retracted content again; returns the position."""
         ...
 
-    def query(self, view: str, *, limit: int | None, cursor: str | None, filters: dict[str, Any]) -> QueryPage:
-        """Rows of a view that match the filters."""
+    def query(
+        self,
+        view: str,
+        *,
+        limit: int | None,
+        cursor: str | None,
+        filters: dict[str, Any],
+        as_of: int | str | None = None,
+    ) -> QueryPage:
+        """Rows of a view that match the filters; with `as_of` (a position, or a time) as the view was then."""
         ...
 
     def changes(self, view: str, *, after: int, limit: int, filters: dict[str, Any]) -> tuple[list[Change], int]:
@@ -89,6 +116,26 @@ class VaultService(Protocol):
         """The node's state."""
         ...
 
+    def drop(self, contents: tuple[str, ...], *, force: bool) -> Dropped:
+        """Free the space of contents on this node alone; their keys stay, and they can be fetched again.
+
+        Raises:
+            ConflictError: without `force`, no other connected node is known to hold one; nothing was dropped.
+        """
+        ...
+
+    def lock(self) -> LockState:
+        """Put the keys out of reach until `unlock`; ends what reads or writes. Raises MisuseError for a key file."""
+        ...
+
+    def unlock(self, passphrase: str) -> LockState:
+        """Take the keys again. Raises WrongPassphraseError."""
+        ...
+
+    def change_passphrase(self, old: str | None, new: str | None) -> LockState:
+        """Seal the master key anew; None stands for the key file. Raises WrongPassphraseError, MisuseError."""
+        ...
+
     def audit(self, *, read_data: bool) -> dict[str, Any]:
         """Verify every batch (and with `read_data` every blob) again; a report as builtin types."""
         ...
@@ -97,10 +144,30 @@ class VaultService(Protocol):
         """Drop and rebuild one view or all; positions and hashes before and after."""
         ...
 
-    def invite(self, *, expires_s: float) -> str:
-        """Make a one-use invitation code."""
+    def retry(self, view: str | None) -> dict[str, Any]:
+        """Fold the parked events of one view or all again; how many went through and how many did not."""
         ...
 
-    def remove(self, did: str, key: RequestKey | None = None) -> int:
-        """Remove a member; returns the position."""
+    def export(self, cursor: str | None) -> ExportPage:
+        """One page of a bundle; None for the first."""
+        ...
+
+    def backup(self, folder: str, *, passphrase: str | None, with_key_file: bool) -> BackupInfo:
+        """Write a consistent backup into a folder of this machine."""
+        ...
+
+    def invite(self, *, expires_s: float, own_device: bool = False) -> str:
+        """Make a one-use invitation code, for a new member or for another device of this one."""
+        ...
+
+    def invitations(self) -> list[InvitationInfo]:
+        """The invitations that this node made, newest first; used and expired ones for 30 days."""
+        ...
+
+    def revoke_invitation(self, invitation_id: str) -> InvitationInfo:
+        """Let nobody in with it any more."""
+        ...
+
+    def remove(self, did: str, reason: str = "", *, device: bool = False, key: RequestKey | None = None) -> int:
+        """Remove a member, or a device; returns the position."""
         ...

@@ -36,6 +36,8 @@ Progress = Callable[[int, "int | None"], None]
 
 _PUBLISHED: Final = msgspec.msgpack.Decoder(Published)
 _PAGE_ROWS: Final = 500
+PAST_S: Final = 300.0
+"""Seconds that the first page of a view of the past may take at least: the view is folded for it."""
 
 
 class Reply(Generic[T]):
@@ -63,11 +65,23 @@ class Reply(Generic[T]):
 class Pages:
     """Walks through a query, page by page."""
 
-    def __init__(self, view: str, limit: int | None, filters: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        view: str,
+        limit: int | None,
+        filters: dict[str, Any],
+        *,
+        cursor: str | None = None,
+        as_of: r.AsOf | None = None,
+    ) -> None:
         self._view = view
+        self.as_of = as_of
+        self.position = 0
+        """Position of the view when the last page was read."""
         self._filters = filters
         self._left = r.check_limit(limit)
-        self._cursor: str | None = None
+        self.cursor = cursor
+        """Where the next page begins; None at the end."""
         self._more = True
 
     def next(self) -> r.Ask[QueryPage] | None:
@@ -75,13 +89,13 @@ class Pages:
         if not self._more or self._left == 0:
             return None
         size = _PAGE_ROWS if self._left is None else min(self._left, _PAGE_ROWS)
-        return r.page(self._view, size, self._cursor, self._filters)
+        return r.page(self._view, size, self.cursor, self._filters, self.as_of)
 
     def take(self, page: QueryPage) -> list[Row]:
         """The rows of a page."""
         if self._left is not None:
             self._left -= len(page.rows)
-        self._cursor = page.cursor
+        self.cursor, self.position = page.cursor, page.position
         self._more = page.cursor is not None
         return [make_row(self._view, row) for row in page.rows]
 
@@ -148,11 +162,18 @@ class Session:
         exchange.start()
         return exchange
 
-    def rows(self, view: str, limit: int | None, filters: dict[str, Any]) -> Iterator[Row]:
+    def ask(self, pages: Pages) -> Reply[QueryPage] | None:
+        """Ask for the next page; None when there are all."""
+        ask = pages.next()
+        if ask is None:
+            return None
+        return self.call(ask, timeout=self.timeout if pages.as_of is None else max(self.timeout, PAST_S))
+
+    def rows(self, view: str, limit: int | None, filters: dict[str, Any], as_of: r.AsOf | None = None) -> Iterator[Row]:
         """Rows, page by page."""
-        pages = Pages(view, limit, filters)
-        while (ask := pages.next()) is not None:
-            yield from pages.take(self.call(ask).result())
+        pages = Pages(view, limit, filters, as_of=as_of)
+        while (reply := self.ask(pages)) is not None:
+            yield from pages.take(reply.result())
 
     def publish_small(self, data: bytes, options: PublishOptions, request_id: bytes | None) -> Reply[Published]:
         """Send a content inside its request."""

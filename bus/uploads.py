@@ -65,6 +65,11 @@ class Uploads:
         self._dying: set[Upload] = set()
         self._sealed: dict[bytes, Upload] = {}
 
+    @property
+    def open_count(self) -> int:
+        """How many are open, of all clients."""
+        return len(self._uploads)
+
     def count(self, name: str) -> int:
         """Uploads that a client key has open."""
         return sum(1 for owner, _ in self._uploads if owner == name)

@@ -20,6 +20,7 @@ from walytis_vault.client import Client
 from walytis_vault.domain.errors import (
     ConflictError,
     ForgottenError,
+    LockedError,
     MisuseError,
     NoNodeError,
     PermissionRefusedError,
@@ -28,6 +29,7 @@ from walytis_vault.domain.errors import (
     TimedOutError,
     UnknownIdError,
     VaultError,
+    WrongPassphraseError,
 )
 
 
@@ -160,6 +162,31 @@ def test_queries_page_through_everything(client: Client, world: World) -> None:
     assert [r.name for r in client.query("catalogue", name="7")] == ["7"]
 
 
+def test_pages_follow_by_cursor(client: Client, world: World) -> None:
+    """A page brings the cursor of the next one, the last page none; rows that come meanwhile are not repeated."""
+    for n in range(7):
+        world.service.begin_publish_row(n)
+    first = client.page("catalogue", limit=3)
+    assert [r.name for r in first.rows] == ["0", "1", "2"]
+    second = client.page("catalogue", limit=3, cursor=first.cursor)
+    last = client.page("catalogue", limit=3, cursor=second.cursor)
+    assert [r.name for r in (*second.rows, *last.rows)] == ["3", "4", "5", "6"]
+    assert (last.cursor, last.position) == (None, 7)
+
+
+def test_the_past_is_asked_by_position_or_time(client: Client, world: World) -> None:
+    """`as_of` reaches the node as a position or a time with its zone; anything else is refused before it is sent."""
+    for n in range(5):
+        world.service.begin_publish_row(n)
+    assert len(client.query("catalogue", as_of=2)) == 2
+    assert len(client.page("catalogue", as_of=3).rows) == 3
+    client.query("catalogue", as_of=dt.datetime.now(dt.UTC))
+    client.query("catalogue", as_of="2026-01-01T00:00:00Z")
+    for wrong in (-1, True, "", dt.datetime(2026, 1, 1), 1.5):  # noqa: DTZ001
+        with pytest.raises(MisuseError, match="as_of"):
+            client.query("catalogue", as_of=wrong)  # type: ignore[arg-type]
+
+
 def test_rows_that_are_large_still_come(client: Client, world: World) -> None:
     """A page is made smaller rather than refused when its rows are large."""
     for _ in range(40):
@@ -174,9 +201,61 @@ def test_status_members_and_administration(client: Client) -> None:
     assert set(status.views) >= {"catalogue", "ballots"}
     assert [m.did for m in client.members()] == ["did:me"]
     assert client.invite(expires=60).endswith(("-60", "-59"))
-    assert client.remove("did:me") == 1
+    (first,) = client.invitations()
+    assert (first.state, first.own_device) == ("open", False)
+    client.invite(device=True)
+    assert [i.own_device for i in client.invitations()] == [False, True]
+    assert client.revoke_invitation(first.invitation_id).state == "revoked"
+    assert [i.state for i in client.invitations()] == ["revoked", "open"]
+    with pytest.raises(UnknownIdError):
+        client.revoke_invitation("none")
+    with pytest.raises(MisuseError):
+        client.revoke_invitation("")
+    assert client.remove("did:me", reason="why") == 1
+    assert [m.reason for m in client.members()] == ["why"]
+    with pytest.raises(UnknownIdError):
+        client.remove("did:me", device=True)
     assert client.audit(read_data=True)["read_data"] is True
     assert client.replay("catalogue")["views"] == ["catalogue"]
+    assert client.retry("catalogue")["catalogue"]["parked"] == 0
+
+
+def test_drop_lock_and_passphrase(client: Client) -> None:
+    """A drop without force tells what it would lose; a locked node refuses to read; passphrases change."""
+    content_id = client.publish(b"hello").content_id
+    with pytest.raises(ConflictError):
+        client.drop(content_id)
+    client.lock()
+    assert client.status().locked
+    with pytest.raises(LockedError):
+        client.request(content_id)
+    with pytest.raises(WrongPassphraseError):
+        client.unlock("no")
+    client.change_passphrase("open sesame", "new")
+    client.unlock("new")
+    assert client.request(content_id) == b"hello"
+    assert client.drop(content_id.upper(), content_id, force=True).contents == (content_id,)
+    for wrong in (
+        lambda: client.drop(),
+        lambda: client.unlock(""),
+        lambda: client.unlock(b"bytes"),  # type: ignore[arg-type]
+        lambda: client.change_passphrase("x" * 5000, "y"),
+    ):
+        with pytest.raises(MisuseError):
+            wrong()
+
+
+def test_an_export_is_put_together_from_its_pages(client: Client, tmp_path: Path) -> None:
+    """Pages come one after the other, into a file that appears when it is whole; a backup names its folder."""
+    done = client.export(tmp_path / "bundle")
+    assert (tmp_path / "bundle").read_bytes() == b"line 0\nline 1\nend\n"
+    assert (done.digest, done.root, done.size, done.batches) == ("d", "r", 18, 2)
+    seen: list[int] = []
+    client.export(buffer := io.BytesIO(), progress=lambda size, _: seen.append(size))
+    assert (seen, buffer.getvalue()[-4:]) == ([7, 14, 18], b"end\n")
+    assert client.backup(tmp_path / "x", passphrase="four").size == 4
+    with pytest.raises(MisuseError):
+        client.backup(tmp_path / "x", passphrase="four", with_key_file=True)
 
 
 def test_wait_for(client: Client, world: World) -> None:
@@ -332,7 +411,21 @@ VERB_OF: dict[Verb, tuple[str, ...]] = {
     "read": ("status", "query", "request", "subscribe", "wait_for", "members"),
     "publish": ("publish", "publish_stream", "retract", "restore"),
     "forget": ("forget", "consent", "refuse", "withdraw"),
-    "admin": ("invite", "remove", "audit", "replay"),
+    "admin": (
+        "invite",
+        "invitations",
+        "revoke_invitation",
+        "remove",
+        "drop",
+        "lock",
+        "unlock",
+        "passphrase",
+        "audit",
+        "replay",
+        "retry",
+        "export",
+        "backup",
+    ),
 }
 
 
@@ -358,9 +451,18 @@ def test_a_key_may_only_use_its_verbs(world: World, verb: Verb) -> None:
         "refuse": lambda: client.refuse(some),
         "withdraw": lambda: client.withdraw(some),
         "invite": client.invite,
+        "invitations": client.invitations,
+        "revoke_invitation": lambda: client.revoke_invitation("00"),
         "remove": lambda: client.remove("did:none"),
         "audit": client.audit,
         "replay": client.replay,
+        "retry": client.retry,
+        "drop": lambda: client.drop(some, force=True),
+        "lock": client.lock,
+        "unlock": lambda: client.unlock("open sesame"),
+        "passphrase": lambda: client.change_passphrase("open sesame", "x"),
+        "export": lambda: client.export(io.BytesIO()),
+        "backup": lambda: client.backup("/nowhere"),
     }
     assert {name for names in VERB_OF.values() for name in names} == set(calls)
     for name, call in calls.items():

@@ -11,14 +11,19 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import msgspec
 
+from support.memory_safe import MemorySafe
 from walytis_vault.bus.messages import (
+    BackupInfo,
     BallotInfo,
     Change,
+    ExportPage,
+    InlinePublish,
+    InvitationInfo,
     Published,
     PublishOptions,
     QueryPage,
@@ -33,6 +38,7 @@ from walytis_vault.domain.errors import (
     RetractedError,
     TimedOutError,
     UnknownIdError,
+    VaultError,
 )
 
 T = TypeVar("T")
@@ -64,11 +70,11 @@ class MemorySession:
         if self._service.keep_bytes:
             self._data += data
 
-    def commit(self) -> Published:
+    def commit(self, *, latency: float | None = None) -> Published:
         assert self.state == "open"
         self.state = "committed"
         self._service.sessions.discard(self)
-        return self._service.commit_publish(self, self._options, self._key, bytes(self._data))
+        return self._service.commit_publish(self, self._options, self._key, bytes(self._data), latency=latency)
 
     @property
     def size(self) -> int:
@@ -121,7 +127,7 @@ class MemoryReader:
         self._service.readers.discard(self)
 
 
-class MemoryService:
+class MemoryService(MemorySafe):
     """See the module. `latency` (seconds) is added to each commit."""
 
     def __init__(self, *, electorate: tuple[str, ...] = ("did:me",), latency: float = 0.0) -> None:
@@ -134,6 +140,7 @@ class MemoryService:
         self.filler = bytes(range(256)) * (_PIECE // 256)
         self.ballots: dict[str, BallotInfo] = {}
         self.events: list[Change] = []
+        self.invited: list[InvitationInfo] = []
         self.members = {did: {"did": did, "state": "member"} for did in electorate}
         self.replies: dict[tuple[str, bytes], tuple[bytes, Any]] = {}
         self.sessions: set[MemorySession] = set()
@@ -173,11 +180,33 @@ class MemoryService:
             self.sessions.add(session)
             return session
 
-    def commit_publish(
-        self, session: MemorySession, options: PublishOptions, key: RequestKey | None, data: bytes | None
-    ) -> Published:
+    def publish_together(self, wanted: Sequence[InlinePublish]) -> list[Published | VaultError]:
         if self.latency:
             threading.Event().wait(self.latency)
+        results: list[Published | VaultError] = []
+        for inline in wanted:
+            try:
+                session = self.begin_publish(inline.options, inline.key)
+                if isinstance(session, MemorySession):
+                    session.write(inline.data)
+                    results.append(session.commit(latency=0))
+                else:
+                    results.append(session)
+            except VaultError as e:
+                results.append(e)
+        return results
+
+    def commit_publish(
+        self,
+        session: MemorySession,
+        options: PublishOptions,
+        key: RequestKey | None,
+        data: bytes | None,
+        *,
+        latency: float | None = None,
+    ) -> Published:
+        if wait := self.latency if latency is None else latency:
+            threading.Event().wait(wait)
 
         def effect() -> Published:
             content_id = session.content_id
@@ -204,6 +233,7 @@ class MemoryService:
         return self._once(key, effect)
 
     def open_content(self, content_id: str, *, timeout: float) -> MemoryReader:
+        self.check_unlocked()
         with self._condition:
             row = self._content(content_id)
             if row["state"] == "forgotten":
@@ -255,9 +285,18 @@ class MemoryService:
     def restore(self, content_id: str, key: RequestKey | None = None) -> int:
         return self._once(key, lambda: self._set_state(content_id, "available", "content-restored/1"))
 
-    def query(self, view: str, *, limit: int | None, cursor: str | None, filters: dict[str, Any]) -> QueryPage:
+    def query(
+        self,
+        view: str,
+        *,
+        limit: int | None,
+        cursor: str | None,
+        filters: dict[str, Any],
+        as_of: int | str | None = None,
+    ) -> QueryPage:
         with self._condition:
-            rows = [row for row in self._rows(view) if _matches(row, filters)]
+            known = list(self._rows(view))[: as_of if isinstance(as_of, int) else None]
+            rows = [row for row in known if _matches(row, filters)]
             start = int(cursor or 0)
             end = len(rows) if limit is None else start + limit
             more = str(end) if end < len(rows) else None
@@ -307,6 +346,7 @@ class MemoryService:
                 views={view: ViewStatus(position=self.position, hash=text) for view in VIEWS},
                 version="0",
                 network="loopback",
+                locked=self.locked,
             )
 
     def audit(self, *, read_data: bool) -> dict[str, Any]:
@@ -315,14 +355,43 @@ class MemoryService:
     def replay(self, view: str | None) -> dict[str, Any]:
         return {"views": [view] if view else list(VIEWS), "position": self.position}
 
-    def invite(self, *, expires_s: float) -> str:
-        return f"invitation-{secrets.token_hex(8)}-{int(expires_s)}"
+    def retry(self, view: str | None) -> dict[str, Any]:
+        return {name: {"retried": 0, "parked": 0, "error": None} for name in ([view] if view else VIEWS)}
 
-    def remove(self, did: str, key: RequestKey | None = None) -> int:
+    def export(self, cursor: str | None) -> ExportPage:
+        page = int(cursor or 0)
+        if page < 2:
+            return ExportPage(lines=b"line %d\n" % page, cursor=str(page + 1))
+        return ExportPage(lines=b"end\n", batches=2, digest="d", root="r", vault_id="vault-in-memory")
+
+    def backup(self, folder: str, *, passphrase: str | None, with_key_file: bool) -> BackupInfo:
+        size = len(passphrase or "") + with_key_file
+        return BackupInfo(
+            folder=folder, vault_id="vault-in-memory", position=self.position, contents=0, files=1, size=size, copied=0
+        )
+
+    def invite(self, *, expires_s: float, own_device: bool = False) -> str:
+        made = InvitationInfo(
+            invitation_id=secrets.token_hex(8), state="open", own_device=own_device, created="", expires=""
+        )
+        self.invited.append(made)
+        return f"invitation-{made.invitation_id}-{int(expires_s)}"
+
+    def invitations(self) -> list[InvitationInfo]:
+        return list(self.invited)
+
+    def revoke_invitation(self, invitation_id: str) -> InvitationInfo:
+        for number, known in enumerate(self.invited):
+            if known.invitation_id == invitation_id:
+                self.invited[number] = msgspec.structs.replace(known, state="revoked")
+                return self.invited[number]
+        raise UnknownIdError(f"there is no invitation {invitation_id}")
+
+    def remove(self, did: str, reason: str = "", *, device: bool = False, key: RequestKey | None = None) -> int:
         def effect() -> int:
-            if did not in self.members:
+            if did not in self.members or device:
                 raise UnknownIdError(f"there is no member {did}")
-            self.members[did]["state"] = "removed"
+            self.members[did].update(state="removed", reason=reason)
             return self._event("member-removed/1", did)
 
         return self._once(key, effect)

@@ -1,0 +1,179 @@
+"""What a hostile client costs the others: latency of a well-behaved one and the node's memory, attack by attack.
+
+`python benchmarks/bus_attacks.py [--seconds 8] [--rounds 2]`: a real node; each attack is a process with a key of its
+own. Before every attack the same requests are measured in peace, so that each ratio compares within one run. On two
+cores an attacker that computes takes a core away from everybody: that is measured as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import zmq
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "src")]
+
+from walytis_vault import Client, Node  # noqa: E402
+from walytis_vault.bus.calls import OpenCall, SubscribeCall  # noqa: E402
+from walytis_vault.bus.endpoint import read_record  # noqa: E402
+from walytis_vault.bus.protocol import Kind, pack  # noqa: E402
+from walytis_vault.bus.security import add_client, load_key  # noqa: E402
+
+MIB = 1 << 20
+LARGE = 64 * MIB
+
+
+def dealer(home: Path) -> zmq.Socket[bytes]:
+    """A connection with the attacker's key."""
+    record, key = read_record(home / "bus"), load_key(home / "bus" / "attacker.key")
+    s = zmq.Context.instance().socket(zmq.DEALER)
+    s.linger, s.rcvhwm, s.sndtimeo = 2000, 1, 200  # what was sent before a close goes out still
+    s.curve_serverkey = record.server_key.encode()
+    s.curve_publickey, s.curve_secretkey = key.public_key.encode(), key.secret_key.encode()
+    s.connect(record.endpoint)
+    return s
+
+
+def send(s: zmq.Socket[bytes], parts: list[bytes | memoryview]) -> bool:
+    """Send; False when the node takes nothing."""
+    try:
+        s.send_multipart(parts)
+    except zmq.Again:
+        return False
+    return True
+
+
+def stalled(home: Path, content: str) -> None:
+    """Grants endless credit for large contents and takes nothing."""
+    sockets = [dealer(home) for _ in range(4)]
+    for s in sockets:
+        for _ in range(4):
+            call = OpenCall(content_id=content, limit=1 << 50, timeout_ms=1000)
+            send(s, pack(Kind.REQUEST, secrets.token_bytes(16), call))
+    time.sleep(3600)
+
+
+def no_credit(home: Path, content: str) -> None:
+    """Opens what it may and never grants anything."""
+    s = dealer(home)
+    for _ in range(64):
+        send(s, pack(Kind.REQUEST, secrets.token_bytes(16), OpenCall(content_id=content, limit=0, timeout_ms=1000)))
+    for _ in range(500):
+        send(s, pack(Kind.REQUEST, secrets.token_bytes(16), SubscribeCall(view="events", after=0, limit=0)))
+    time.sleep(3600)
+
+
+def garbage(home: Path, _content: str) -> None:
+    """Sends noise; connects again when it is cut."""
+    while True:
+        s = dealer(home)
+        for _ in range(64):
+            send(s, [secrets.token_bytes(21), secrets.token_bytes(1000)])
+        s.close()
+
+
+def streams(home: Path, content: str) -> None:
+    """Opens a thousand streams, again and again."""
+    while True:
+        s = dealer(home)
+        for _ in range(1000):
+            send(s, pack(Kind.REQUEST, secrets.token_bytes(16), OpenCall(content_id=content, limit=0, timeout_ms=1000)))
+        s.close()
+
+
+def parts(home: Path, _content: str) -> None:
+    """Sends messages of 60 parts of 1 MB."""
+    while True:
+        s = dealer(home)
+        send(s, [bytes(1_000_000)] * 60)
+        time.sleep(0.1)
+        s.close()
+
+
+def loris(home: Path, _content: str) -> None:
+    """Holds 300 connections that never finish their handshake."""
+    path = read_record(home / "bus").endpoint.removeprefix("ipc://")
+    held = [socket.socket(socket.AF_UNIX) for _ in range(300)]
+    for s in held:
+        s.connect(path)
+        s.sendall(os.urandom(5))
+    time.sleep(3600)
+
+
+ATTACKS: dict[str, Callable[[Path, str], None]] = {
+    "stalled": stalled,
+    "no_credit": no_credit,
+    "garbage": garbage,
+    "streams": streams,
+    "parts": parts,
+    "loris": loris,
+}
+
+
+def measure(client: Client, content: str, seconds: float) -> list[float]:
+    """Sorted milliseconds of small requests for so long."""
+    times, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.perf_counter()
+        client.request(content)
+        times.append(1000 * (time.perf_counter() - began))
+    return sorted(times)
+
+
+def resident(pid: int) -> int:
+    """Resident MiB of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // MIB
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    print("attack     p50 peace  p50 attack  p99 peace  p99 attack   node MiB before, at most   cut  errors")
+    with tempfile.TemporaryDirectory() as text, Node.create(Path(text) / "v") as node:
+        add_client(node.home / "bus", "attacker", ["read"])
+        with Client(node.home, timeout=60) as client:
+            small = client.publish(os.urandom(1024)).content_id
+            large = client.publish(os.urandom(LARGE)).content_id
+            for name in ATTACKS:
+                peace, attack = [], []
+                before = most = resident(node.pid)
+                start = client.status().details["bus"]["totals"]
+                for _ in range(args.rounds):
+                    peace.append(measure(client, small, args.seconds / 2))
+                    child = subprocess.Popen([sys.executable, __file__, name, str(node.home), large])
+                    measure(client, small, 1.0)  # until it is under way
+                    for _ in range(4):
+                        attack.append(measure(client, small, args.seconds / 4))
+                        most = max(most, resident(node.pid))
+                    child.kill()
+                    child.wait()
+                end = client.status().details["bus"]["totals"]
+                figures = [
+                    statistics.median(t[len(t) * at // 100] for t in runs)
+                    for at in (50, 99)
+                    for runs in (peace, attack)
+                ]
+                p = " ".join(f"{figure:10.2f}" for figure in figures)
+                cut, errors = end["cut"] - start["cut"], end["errors"] - start["errors"]
+                print(f"{name:10}{p} {before:12} {most:12} {cut:8} {errors:7}", flush=True)
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in ATTACKS:
+        ATTACKS[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
+    else:
+        main()
