@@ -7,6 +7,7 @@ the configuration of the node below us, which it could keep from starting.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,21 @@ from walytis_vault.peers.protocol import Addresses, Known
 
 ADDRESSES_KEPT: Final = 8
 """For each peer (a count)."""
+_LOOPBACK: Final = ("/ip4/127.", "/ip6/::1/")
 _decoder = msgspec.json.Decoder(Known)
+
+
+def own_addresses(addresses: Iterable[str], mode: str) -> Addresses:
+    """Where others reach this node: without /p2p/…, each once, the most useful ones first.
+
+    Args:
+        addresses: all that the node listens on.
+        mode: on "loopback" only those of 127.0.0.1 count; else they come last, for other nodes on this machine.
+    """
+    plain = dict.fromkeys(a.partition("/p2p/")[0] for a in addresses)
+    if mode == "loopback":
+        return tuple(a for a in plain if a.startswith("/ip4/127."))[:ADDRESSES_KEPT]
+    return tuple(sorted(plain, key=lambda a: a.startswith(_LOOPBACK)))[:ADDRESSES_KEPT]
 
 
 class AddressBook:

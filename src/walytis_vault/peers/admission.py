@@ -40,7 +40,7 @@ from walytis_vault.home import VaultConfig
 from walytis_vault.peers import protocol as p
 from walytis_vault.peers.addresses import AddressBook
 from walytis_vault.peers.desk import Answered
-from walytis_vault.peers.invitations import CODE_VERSION, Code, Entry, Invitations, write_code
+from walytis_vault.peers.invitations import Code, Entry, Invitations, write_code
 
 SECRET_BYTES: Final = 32
 GROUP_INVITATION_S: Final = 120.0
@@ -76,27 +76,42 @@ class Admission:
         self._randomness = randomness
         self._lock = threading.Lock()
         self._packs: dict[bytes, tuple[Path, float]] = {}
+        self._joining: set[bytes] = set()
+        """Door keys that were given an invitation of the identity library."""
 
-    def invite(self, expires_s: float) -> str:
-        """Make a one-use code. Raises MisuseError, ConflictError, StorageError, PermissionRefusedError."""
-        if self._config.member not in self._log.membership().active():
+    def invite(self, expires_s: float, *, own_device: bool = False) -> str:
+        """Make a one-use code, for a new member or for another device of this one.
+
+        Raises:
+            MisuseError, ConflictError, StorageError. PermissionRefusedError: this device is out of the vault.
+        """
+        if not self._log.membership().stands(self._config.device):
             raise PermissionRefusedError("this node belongs to no member of the vault any more: it can invite nobody")
         secret = self._randomness.token(SECRET_BYTES)
-        expires_ms = self._invitations.add(secret, expires_s)
+        expires_ms = self._invitations.add(secret, expires_s, own_device=own_device)
         return write_code(
             Code(
-                version=CODE_VERSION,
                 vault_id=self._config.vault_id,
                 root=self._config.root,
-                device=self._config.device,
                 peer_id=self._peer_id,
                 addresses=tuple(self._addresses()),
                 door=z85.decode(self._keys.public.encode()),
                 secret=secret,
                 expires_ms=expires_ms,
                 group=self._config.group,
+                member=self._config.member if own_device else None,
             )
         )
+
+    def revoke(self, invitation_id: str) -> Entry:
+        """End an invitation. See `Invitations.revoke`."""
+        entry = self._invitations.revoke(invitation_id)
+        with self._lock:
+            self._drop_packs(entry.door_key)
+        if entry.door_key in self._joining:
+            # Whoever had begun to join holds an invitation of the identity library too; others ask for a new one.
+            self._identity.revoke_invitations()
+        return entry
 
     def answer(self, door_key: bytes, request: p.Request) -> Answered:
         """Answer somebody whose key belongs to an invitation.
@@ -109,6 +124,7 @@ class Admission:
         # Who was admitted and lost the reply comes again only to be told so.
         self._invitations.check(door_key)
         if isinstance(request, p.JoinGroup):
+            self._joining.add(door_key)
             code = self._identity.invite(expires_s=GROUP_INVITATION_S, addresses=self._addresses())
             return p.Done(), [code.encode()]
         if isinstance(request, p.ChainSize):
@@ -161,12 +177,13 @@ class Admission:
             keys = _keys.decode(request.keys)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise UntrustedInputError("the newcomer's keys are malformed") from e
-        if keys.member != keys.device or not keys.peer_id:
-            raise UntrustedInputError("a newcomer joins with one device of its own")
         key_id = key_id_of_device(keys)
         with self._lock:
             entry = self._invitations.check(door_key, key_id)
-            self._invitations.use(entry, key_id)
+            fits = keys.member == (self._config.member if entry.own_device else keys.device)
+            if not fits or not keys.peer_id or (entry.own_device and keys.device == keys.member):
+                raise UntrustedInputError("these are not the keys of whom the invitation was made for")
+            self._invitations.use(entry, key_id, keys.device)
             position = self._append(keys, key_id, entry)
             self._drop_packs(door_key)
         self._book.learn(keys.peer_id, request.addresses)
@@ -174,8 +191,8 @@ class Admission:
 
     def _append(self, keys: ev.DeviceKeys, key_id: KeyId, entry: Entry) -> int:
         """Append the admission unless it stands already; return a position that includes it."""
-        event = ev.MemberAdmitted(member=keys.member, keys=keys, invitation=entry.digest)
-        query = DCBQuery(items=[DCBQueryItem(types=[ev.MemberAdmitted.TOPIC, ev.MemberRemoved.TOPIC])])
+        event = self._event(keys, entry)
+        query = DCBQuery(items=[DCBQueryItem(types=sorted(ev.MEMBERSHIP_TOPICS))])
         for _ in range(ATTEMPTS):
             after = self._log.index.horizon
             membership = self._log.membership()
@@ -191,3 +208,9 @@ class Admission:
             except IntegrityError:
                 continue
         raise ConflictError("the vault's membership is changing too quickly: repeat the request")
+
+    def _event(self, keys: ev.DeviceKeys, entry: Entry) -> ev.Event:
+        """A new member is admitted; a device of our own member is announced, certified by this device's DID."""
+        if not entry.own_device:
+            return ev.MemberAdmitted(member=keys.member, keys=keys, invitation=entry.digest)
+        return ev.KeyAnnounced(keys=keys, certificate=self._identity.certify(msgspec.msgpack.encode(keys)))

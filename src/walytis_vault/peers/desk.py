@@ -16,9 +16,11 @@ from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain.errors import (
     ForgottenError,
+    LockedError,
     MisuseError,
     NotYetAvailableError,
     PermissionRefusedError,
+    TransportError,
 )
 from walytis_vault.domain.events import DeviceKeys
 from walytis_vault.domain.ids import ContentId
@@ -34,6 +36,8 @@ STANDINGS: Final = 4096
 
 Answered = tuple[p.Reply, Sequence[bytes]]
 InvitedDesk = Callable[[bytes, p.Request], Answered]
+Offer = Callable[[bytes, ContentId], tuple[bytes, bytes]]
+"""(CURVE key of the device, content) -> session, key."""
 
 
 class PeerDesk:
@@ -53,12 +57,19 @@ class PeerDesk:
         invited: InvitedDesk,
     ) -> None:
         """Bind the parts together; `invited` answers those whose key belongs to an invitation."""
+        self._offer: Offer = _no_offer
         self._log, self._store, self._network = log, store, network
         self._vault_id, self._device = vault_id, device
         self._verifier, self._clock = verifier, clock
         self._knows_invited, self._invited = knows_invited, invited
         self._standings: dict[tuple[bytes, str], tuple[int, float, str]] = {}
         self._lock = threading.Lock()
+        self.sent = 0
+        """Bytes of segments handed out since the start."""
+
+    def use_bulk(self, offer: Offer) -> None:
+        """Hand out sessions of the bulk door from now on."""
+        self._offer = offer
 
     def admits(self, key: bytes) -> bool:
         """Whether a CURVE key may connect."""
@@ -89,6 +100,10 @@ class PeerDesk:
             return self._fetch(device, request)
         if isinstance(request, p.Leaves | p.Segment):
             return self._part(device, request)
+        if isinstance(request, p.Stream):
+            self._check(device, ContentId(request.content_id))
+            session, stream_key = self._offer(key, ContentId(request.content_id))
+            return p.Streaming(session=session, key=stream_key), ()
         raise PermissionRefusedError("only the invited may ask this")
 
     # -- contents -----------------------------------------------------------------------------------------------
@@ -113,23 +128,40 @@ class PeerDesk:
             first = [self._store.read_ciphertext(content_id, 0, SEGMENT_BYTES)] if request.first else []
         except ForgottenError:
             return p.Fetched(state="gone"), ()
-        except NotYetAvailableError:
+        except (NotYetAvailableError, LockedError):  # a locked node hands out no keys; others may
             return p.Fetched(state="unknown"), ()
         return p.Fetched(state="here", sealed_key=sealed), first
 
-    def _part(self, device: DeviceKeys, request: p.Leaves | p.Segment) -> Answered:
-        content_id = ContentId(request.content_id)
+    def segment(self, key: bytes, content_id: ContentId, number: int) -> bytes:
+        """One segment for the bulk door. Raises VaultError: not for the device with this key, or not here."""
+        device = self._network.device_of(key)
+        if device is None:
+            raise PermissionRefusedError("this device belongs to no member of the vault (any more)")
+        self._check(device, content_id)
+        return self._read(content_id, number)
+
+    def _check(self, device: DeviceKeys, content_id: ContentId) -> None:
         state = self._standing(device, content_id)
         if state == "gone":
             raise ForgottenError("this content was forgotten")
         if state != "here":
             raise NotYetAvailableError("this content is not here")
+
+    def _read(self, content_id: ContentId, number: int) -> bytes:
+        if number > segment_count(1 << 50):
+            raise MisuseError("no content has so many segments")
+        segment = self._store.read_ciphertext(content_id, number * SEGMENT_BYTES, SEGMENT_BYTES)
+        with self._lock:
+            self.sent += len(segment)
+        return segment
+
+    def _part(self, device: DeviceKeys, request: p.Leaves | p.Segment) -> Answered:
+        content_id = ContentId(request.content_id)
+        self._check(device, content_id)
         if isinstance(request, p.Leaves):
             leaves = self._store.leaf_hashes(content_id)
             return p.Done(number=len(leaves)), [b"".join(leaves[request.start :][: p.LEAVES_AT_ONCE])]
-        if request.number > segment_count(1 << 50):
-            raise MisuseError("no content has so many segments")
-        return p.Done(), [self._store.read_ciphertext(content_id, request.number * SEGMENT_BYTES, SEGMENT_BYTES)]
+        return p.Done(), [self._read(content_id, request.number)]
 
     def _standing(self, device: DeviceKeys, content_id: ContentId) -> str:
         """ "here", "unknown" or "gone", for this device. The store itself cuts off what is being forgotten."""
@@ -159,3 +191,7 @@ class PeerDesk:
         if verdict.retracted or any(device.member not in electorate for electorate in asked):
             return "unknown"
         return "here" if self._store.has_bytes(content_id) else "unknown"
+
+
+def _no_offer(_key: bytes, _content_id: ContentId) -> tuple[bytes, bytes]:
+    raise TransportError("this node has no bulk door")

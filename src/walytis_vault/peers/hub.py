@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from walytis_vault.adapters.crypto.signing import HybridVerifier
-from walytis_vault.adapters.exchange.tunnels import PeerTunnels
+from walytis_vault.adapters.exchange.tunnels import BULK, PeerTunnels
 from walytis_vault.adapters.identity import IdentityKeeper
+from walytis_vault.adapters.storage.ciphertext_writer import CiphertextWriter
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.walytis.runtime import WalytisRuntime
 from walytis_vault.adapters.walytis.vault_log import VaultLog
@@ -18,11 +20,14 @@ from walytis_vault.domain.ports import Clock, FileSystem, Randomness, Signer
 from walytis_vault.home import Home, VaultConfig
 from walytis_vault.peers.addresses import AddressBook
 from walytis_vault.peers.admission import Admission
+from walytis_vault.peers.bulk_door import BulkDoor
 from walytis_vault.peers.desk import PeerDesk
 from walytis_vault.peers.door import PeerDoor
-from walytis_vault.peers.fetcher import Fetcher
+from walytis_vault.peers.fetcher import Fetcher, FetchRule
+from walytis_vault.peers.holders import held_elsewhere
 from walytis_vault.peers.invitations import Invitations
 from walytis_vault.peers.network import PeerNetwork
+from walytis_vault.peers.transfer import Transfers
 
 
 def address_book(home: Home, fs: FileSystem) -> AddressBook:
@@ -57,7 +62,7 @@ class PeerHub:
         for left in folder.glob("pack-*"):
             with contextlib.suppress(OSError):
                 left.unlink()
-        invitations = Invitations(folder / "invitations", fs, clock)
+        invitations = self.invitations = Invitations(folder / "invitations", fs, clock)
         self.admission = Admission(
             config,
             log,
@@ -70,7 +75,7 @@ class PeerHub:
             keys=keys,
             randomness=randomness,
         )
-        desk = PeerDesk(
+        desk = self._desk = PeerDesk(
             log,
             store,
             self.network,
@@ -82,21 +87,20 @@ class PeerHub:
             invited=self.admission.answer,
         )
         self._door = PeerDoor(bus_secret, admits=desk.admits, answer=desk.answer)
-        self.fetcher = Fetcher(
-            log,
-            store,
-            self.network,
-            signer,
-            vault_id=config.vault_id,
-            device=config.device,
-            clock=clock,
-            policy=config.fetch,
+        self._bulk_door = BulkDoor(desk.segment)
+        desk.use_bulk(self._bulk_door.offer)
+        transfers = self._transfers = Transfers(
+            log, store, self.network, signer, vault_id=config.vault_id, device=config.device, clock=clock
         )
+        rule = FetchRule(mode=config.fetch, limit=config.fetch_limit, space=config.fetch_space)
+        self.fetcher = Fetcher(log, store, self.network, transfers, rule)
 
     def start(self) -> None:
         """Open the door, dial the others, fetch what is wanted. Raises TransportError."""
         self._door.start()
         self._tunnels.expose(self._door.port)
+        self._bulk_door.start()
+        self._tunnels.expose(self._bulk_door.port, BULK)
         self.network.start()
         self.fetcher.start()
 
@@ -104,18 +108,20 @@ class PeerHub:
         """Stop everything. Bounded."""
         self.fetcher.close()
         self.network.close()
+        self._bulk_door.close()
         self._door.close()
         with contextlib.suppress(VaultError):
             self.admission.close()
 
-    def fetch(self, content_id: ContentId, timeout: float) -> None:
-        """See `Fetcher.fetch`."""
-        self.fetcher.fetch(content_id, timeout=timeout)
+    def fetch(self, content_id: ContentId, timeout: float, begun: bool = False) -> CiphertextWriter | None:
+        """See `Fetcher.open`."""
+        return self.fetcher.open(content_id, timeout=timeout, begun=begun)
 
-    def invite(self, expires_s: float) -> str:
-        """See `Admission.invite`."""
-        return self.admission.invite(expires_s)
+    def held_elsewhere(self, contents: Sequence[ContentId]) -> set[ContentId]:
+        """Those of some contents that a connected node of another device has whole."""
+        return held_elsewhere(self.network.links(), contents)
 
     def details(self) -> dict[str, Any]:
         """For `status`."""
-        return {"fetching": self.fetcher.wanted}
+        moved = {"sent": self._desk.sent, "received": self._transfers.received}
+        return {"fetching": self.fetcher.wanted, "fetch": self.fetcher.told(), "segments": moved}

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
-from walytis_vault.adapters.exchange.tunnels import PeerTunnels
+from walytis_vault.adapters.exchange.tunnels import BULK, PeerTunnels
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.bus.security import BusKeys
 from walytis_vault.domain.batch import key_id_of_device
 from walytis_vault.domain.errors import TransportError, UntrustedInputError, VaultError
 from walytis_vault.domain.events import DeviceKeys
 from walytis_vault.peers import protocol as p
-from walytis_vault.peers.addresses import AddressBook
+from walytis_vault.peers.addresses import AddressBook, own_addresses
 from walytis_vault.peers.link import PeerLink
 
 GREET_EVERY_S: Final = 10.0
@@ -40,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 class Underlay(Protocol):
     """What the running Walytis node tells of libp2p."""
+
+    mode: str
+    """The network mode."""
 
     @property
     def addresses(self) -> list[str]:
@@ -150,7 +153,7 @@ class PeerNetwork:
 
     def addresses(self) -> p.Addresses:
         """Where this node is, without /p2p/…"""
-        return tuple(a.partition("/p2p/")[0] for a in self._underlay.addresses)[:16]
+        return own_addresses(self._underlay.addresses, self._underlay.mode)
 
     def met(self, keys: DeviceKeys, addresses: p.Addresses, known: p.Known, have: p.Have) -> None:
         """A device said hello, or answered: learn where it and others are; ask for what it has and we have not."""
@@ -176,9 +179,7 @@ class PeerNetwork:
 
     def _devices(self) -> list[DeviceKeys]:
         """Every device of every current member, as announced and not superseded."""
-        membership = self._log.membership()
-        active = set(membership.active())
-        return [k for i, k in membership.keys.items() if k.member in active and i not in membership.superseded]
+        return self._log.membership().standing()
 
     def _lacks(self, have: p.Have) -> bool:
         ours = self.have()
@@ -240,6 +241,10 @@ class PeerNetwork:
         if new:
             for callback in self._on_greeted:
                 callback()
+
+    def dial_bulk(self, keys: DeviceKeys) -> int:
+        """The local port that leads to a device's bulk door. Raises TransportError."""
+        return self._tunnels.dial(keys.peer_id, BULK)
 
     def _drop_link(self, peer: _Peer) -> None:
         """A link that failed is made anew: what refused it once is not asked again by ZeroMQ."""

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from walytis_vault.adapters.exchange.key_transfer import KEM_PUBLIC_BYTES
+from walytis_vault.adapters.exchange.sealed_stream import KEY_BYTES, SESSION_BYTES
 from walytis_vault.domain.batch import ENVELOPE_BYTES, SIGNATURE_BYTES
 from walytis_vault.domain.errors import TransportError, UntrustedInputError, VaultError, error_from_code
 from walytis_vault.domain.events import Counter, DidText, Id16
@@ -87,6 +88,12 @@ class Segment(Message, frozen=True, tag="segment"):
     number: Counter
 
 
+class Stream(Message, frozen=True, tag="stream"):
+    """A session of the bulk door for this content, please."""
+
+    content_id: Id16
+
+
 class JoinGroup(Message, frozen=True, tag="join-group"):
     """By an invited: a fresh invitation of the identity library, as payload."""
 
@@ -109,7 +116,7 @@ class Admit(Message, frozen=True, tag="admit"):
     addresses: Addresses
 
 
-Request = Hello | Pull | Push | Fetch | Leaves | Segment | JoinGroup | ChainSize | ChainPart | Admit
+Request = Hello | Pull | Push | Fetch | Leaves | Segment | Stream | JoinGroup | ChainSize | ChainPart | Admit
 
 
 class Greeting(Message, frozen=True, tag="greeting"):
@@ -141,6 +148,13 @@ class Fetched(Message, frozen=True, tag="fetched"):
     sealed_key: Annotated[bytes, Meta(max_length=2048)] = b""
 
 
+class Streaming(Message, frozen=True, tag="streaming"):
+    """Reply to Stream: for one connection, soon."""
+
+    session: Annotated[bytes, Meta(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
+    key: Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+
+
 class Done(Message, frozen=True, tag="done"):
     """Reply without words; the payload is the answer, if there is one."""
 
@@ -154,7 +168,7 @@ class Refused(Message, frozen=True, tag="refused"):
     message: Annotated[str, Meta(max_length=1000)]
 
 
-Reply = Greeting | Batches | Taken | Fetched | Done | Refused
+Reply = Greeting | Batches | Taken | Fetched | Streaming | Done | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request, strict=True)
