@@ -13,15 +13,16 @@ FILES ?=
 BENCH ?= $(wildcard benchmarks/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint test-fast test-long bench setup clean
+.PHONY: help demo test lint test-fast test-long bench setup clean docs
 
 help:
 	@echo 'make demo [FILES="a b"]  publish, request and forget real files in a temporary vault (under a minute)'
 	@echo 'make demo NODES=3       the same with members that join, share and forget together (about a minute)'
 	@echo 'make test                ruff, mypy --strict, import-linter, pytest'
-	@echo 'make test-long           the tests that take longer than a minute each'
+	@echo 'make test-long           the tests that take longer than a minute each, and those that need PostgreSQL'
 	@echo 'make bench [BENCH=file]  measure, beside what we compare with'
 	@echo 'make lint | test-fast    the two halves of make test'
+	@echo 'make docs                write the references of command line and Python from the code'
 	@echo 'make clean               remove the environment, caches and builds'
 
 setup: $(STAMP)
@@ -49,10 +50,13 @@ test-fast: $(STAMP)
 	$(REAP) --limit 480 $(BIN)/python -m pytest -m 'not long' -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-long: $(STAMP)
-	$(REAP) --limit 7200 $(BIN)/python -m pytest -m long -o timeout=1800 $(PYTEST_ARGS)
+	WALYTIS_VAULT_REQUIRE_POSTGRES=1 $(REAP) --limit 7200 $(BIN)/python -m pytest -m 'long or postgres' -o timeout=1800 $(PYTEST_ARGS)
 
 bench: $(STAMP)
-	@for program in $(BENCH); do echo "== $$program"; $(REAP) --limit 3600 $(BIN)/python $$program || exit 1; done
+	@for program in $(BENCH); do echo "== $$program"; PYTHONPATH=tests $(REAP) --limit 3600 $(BIN)/python $$program || exit 1; done
+
+docs: $(STAMP)
+	@$(BIN)/python docs/make_reference.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -19,10 +19,20 @@ from walytis_vault.bus import requests as r
 from walytis_vault.bus.exchange_download import DownloadExchange
 from walytis_vault.bus.exchange_subscription import SubscriptionExchange
 from walytis_vault.bus.exchange_upload import UploadExchange
+from walytis_vault.bus.exports import Export
 from walytis_vault.bus.files import Source
 from walytis_vault.bus.link import ClosedError
-from walytis_vault.bus.messages import BallotInfo, Change, Published, Status
-from walytis_vault.bus.rows import Row
+from walytis_vault.bus.messages import (
+    BackupInfo,
+    BallotInfo,
+    Change,
+    Dropped,
+    Exported,
+    InvitationInfo,
+    Published,
+    Status,
+)
+from walytis_vault.bus.rows import Row, RowPage
 from walytis_vault.bus.session import Pages, Progress, Session, receive, send
 from walytis_vault.domain.errors import TimedOutError
 
@@ -167,16 +177,36 @@ class AsyncClient:
         """As `Client.restore`."""
         return await self._session.call(r.restore(content_id), r.request_id(request_id)).wait()
 
-    async def query(self, view: str, *, limit: int | None = 100, **filters: Any) -> list[Row]:
+    async def query(
+        self, view: str, *, limit: int | None = 100, as_of: r.AsOf | None = None, **filters: Any
+    ) -> list[Row]:
         """As `Client.query`."""
-        return [row async for row in self.rows(view, limit=limit, **filters)]
+        return [row async for row in self.rows(view, limit=limit, as_of=as_of, **filters)]
 
-    async def rows(self, view: str, *, limit: int | None = None, **filters: Any) -> AsyncIterator[Row]:
+    async def rows(
+        self, view: str, *, limit: int | None = None, as_of: r.AsOf | None = None, **filters: Any
+    ) -> AsyncIterator[Row]:
         """As `Client.rows`."""
-        pages = Pages(view, limit, filters)
-        while (ask := pages.next()) is not None:
-            for row in pages.take(await self._session.call(ask).wait()):
+        pages = Pages(view, limit, filters, as_of=as_of)
+        while (reply := self._session.ask(pages)) is not None:
+            for row in pages.take(await reply.wait()):
                 yield row
+
+    async def page(
+        self,
+        view: str,
+        *,
+        limit: int = 100,
+        cursor: str | None = None,
+        as_of: r.AsOf | None = None,
+        **filters: Any,
+    ) -> RowPage:
+        """As `Client.page`."""
+        pages = Pages(view, limit, filters, cursor=cursor, as_of=as_of)
+        rows: list[Row] = []
+        while (reply := self._session.ask(pages)) is not None:
+            rows += pages.take(await reply.wait())
+        return RowPage(rows=tuple(rows), cursor=pages.cursor, position=pages.position)
 
     def subscribe(self, view: str = "events", *, after: int = 0, **filters: Any) -> AsyncSubscription:
         """As `Client.subscribe`, for `async for`."""
@@ -199,13 +229,40 @@ class AsyncClient:
         """As `Client.members`."""
         return await self.query("members", limit=None)
 
-    async def invite(self, *, expires: dt.datetime | dt.timedelta | float = 86_400.0) -> str:
+    async def invite(self, *, expires: dt.datetime | dt.timedelta | float = 86_400.0, device: bool = False) -> str:
         """As `Client.invite`."""
-        return await self._session.call(r.invite(expires), timeout=120.0).wait()
+        return await self._session.call(r.invite(expires, device), timeout=120.0).wait()
 
-    async def remove(self, did: str, *, request_id: bytes | str | None = None) -> int:
+    async def invitations(self) -> list[InvitationInfo]:
+        """As `Client.invitations`."""
+        return await self._session.call(r.INVITATIONS).wait()
+
+    async def revoke_invitation(self, invitation_id: str) -> InvitationInfo:
+        """As `Client.revoke_invitation`."""
+        return await self._session.call(r.revoke_invitation(invitation_id), timeout=120.0).wait()
+
+    async def remove(
+        self, did: str, *, reason: str = "", device: bool = False, request_id: bytes | str | None = None
+    ) -> int:
         """As `Client.remove`."""
-        return await self._session.call(r.remove(did), r.request_id(request_id), timeout=120.0).wait()
+        ask = r.remove(did, reason, device)
+        return await self._session.call(ask, r.request_id(request_id), timeout=120.0).wait()
+
+    async def drop(self, *content_ids: str, force: bool = False) -> Dropped:
+        """As `Client.drop`."""
+        return await self._session.call(r.drop(content_ids, force), timeout=120.0).wait()
+
+    async def lock(self) -> None:
+        """As `Client.lock`."""
+        await self._session.call(r.LOCK).wait()
+
+    async def unlock(self, passphrase: str) -> None:
+        """As `Client.unlock`."""
+        await self._session.call(r.unlock(passphrase)).wait()
+
+    async def change_passphrase(self, old: str | None, new: str | None) -> None:
+        """As `Client.change_passphrase`."""
+        await self._session.call(r.change_passphrase(old, new)).wait()
 
     async def audit(self, *, read_data: bool = False) -> Mapping[str, Any]:
         """As `Client.audit`."""
@@ -215,10 +272,30 @@ class AsyncClient:
         """As `Client.replay`."""
         return await self._session.call(r.replay(view), timeout=3600.0).wait()
 
+    async def export(self, to: Path | BinaryIO, *, progress: Progress | None = None) -> Exported:
+        """As `Client.export`; `progress` is called on the event loop."""
+        job = Export(self._session, to, self._on_loop(progress))
+        return await self._transfer(job, job.run)
+
+    async def backup(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        passphrase: str | None = None,
+        with_key_file: bool = False,
+        timeout: float = 86_400.0,
+    ) -> BackupInfo:
+        """As `Client.backup`."""
+        return await self._session.call(r.backup(folder, passphrase, with_key_file), timeout=timeout).wait()
+
+    async def retry(self, view: str | None = None) -> Mapping[str, Any]:
+        """As `Client.retry`."""
+        return await self._session.call(r.retry(view), timeout=3600.0).wait()
+
     async def _blocking(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def _transfer(self, exchange: UploadExchange | DownloadExchange, work: Callable[[], T]) -> T:
+    async def _transfer(self, exchange: UploadExchange | DownloadExchange | Export, work: Callable[[], T]) -> T:
         """Run a transfer on a helper thread; a cancelled task ends it, and waits until nothing is left of it."""
         future = asyncio.ensure_future(self._blocking(work))
         try:

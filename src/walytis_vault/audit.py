@@ -1,90 +1,132 @@
-"""The audit: every batch again from its block, every content against its root, every ballot's account.
+"""The audit: the whole history judged again from the raw blocks, and what follows from it for each content.
 
-It says for each content who published it, who agreed to forget it, who has erased it, and what is still missing.
-The report is `ok` only if nothing contradicts the record.
+It says for each content who published it, who agreed to forget it, who has erased it, and what is still missing;
+for each ballot whether those were asked who had to be. The report is `ok` only if nothing contradicts the record.
+What members did wrong in public (forks, void batches, proposals that do not count) is listed, and is no fault of
+the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
-from eventsourcing.dcb.api import DCBQuery, DCBQueryItem
 
 from walytis_vault.adapters.crypto.signing import HybridVerifier
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.walytis.log_audit import audit_log
 from walytis_vault.adapters.walytis.log_index import LogIndex
+from walytis_vault.adapters.walytis.second_log import SecondLog
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain import events as ev
-from walytis_vault.domain.contents import Contents
 from walytis_vault.domain.ids import ContentId, Root
+from walytis_vault.ledger_account import Account, read_account
 from walytis_vault.projections.audit import AuditRow, Verdict
 from walytis_vault.projections.paging import iso
 
-LISTED: Final = 10_000
-"""Contents listed one by one; beyond that only those with findings are."""
+LISTED_BYTES: Final = 1 << 20
+"""Contents, and ballots, are listed as far as so much JSON holds them; those with problems first."""
+
+BYTES_DIFFER: Final = "stored bytes do not match the root on the chain"
+Repair = Callable[[ContentId, Root], str | None]
+"""Repairs one content; why it could not be, None when it is whole again."""
+CertificateCheck = Callable[[str, bytes, bytes], bool | None]
+"""(DID, statement, certificate) -> whether its control keys made it; None when the DID's chain is not here."""
 
 
-def audit_vault(log: VaultLog, store: DiskContentStore, *, read_data: bool) -> dict[str, Any]:
+def audit_vault(
+    log: VaultLog,
+    store: DiskContentStore,
+    *,
+    read_data: bool,
+    check_certificate: CertificateCheck | None = None,
+    repair: Repair | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
     """Verify log, contents and ballots; return the report as builtin types.
 
     Args:
         read_data: also read every stored byte and compare it with the content's root.
+        repair: with `read_data`, tried on each content whose bytes are damaged.
+        check_certificate: checks what DIDs said about the keys of their devices.
+        progress: told how many blocks were judged so far.
     """
-    report = audit_log(log, HybridVerifier())
-    state = _fold(log)
-    contents, bad_contents = _contents(state, store, read_data=read_data)
-    ballots = [_ballot(b) for b in state.ballots.all()]
+    with SecondLog(vault_id=log.chain.chain_id, root=log.judge.root, verifier=HybridVerifier()) as again:
+        report = audit_log(log, again, progress)
+        account = read_account(again)
+        certificates, bad_certificates = _certificates(again, check_certificate)
+    contents, damaged = _contents(account, store, read_data=read_data, repair=repair)
+    findings = [*(msgspec.to_builtins(f) for f in report.findings), *bad_certificates]
+    ballots = account.ballots
     return {
-        "ok": not report.findings and not bad_contents,
+        "ok": not findings and all(d.get("repaired", False) for d in damaged),
         "batches": report.batches,
         "events": report.events,
         "blocks": report.blocks,
         "void_batches": report.void_batches,
-        "findings": [msgspec.to_builtins(f) for f in report.findings],
+        "not_on_chain": report.not_on_chain,
+        "findings": findings,
         "refused_blocks": list(report.refused),
         "forks": list(report.forks),
-        "contents": contents,
-        "damaged": bad_contents,
+        "certificates": certificates,
+        "members": account.members,
+        "contents": _listed(contents, lambda row: "problem" in row),
+        "contents_total": len(contents),
+        "stored_here": sum(1 for row in contents if row["stored_here"]),
+        "erased_here": sum(1 for row in contents if row["erased_here"]),
+        "damaged": damaged[:1000],
         "data_read": read_data,
-        "ballots": ballots,
+        "ballots": _listed(ballots, lambda row: row["state"] == "open" or bool(row["receipts_missing"])),
+        "ballots_total": len(ballots),
+        "ballots_open": sum(1 for row in ballots if row["state"] == "open"),
+        "receipts_missing": sum(1 for row in ballots if row["receipts_missing"]),
+        "odd": account.odd[:1000],
     }
 
 
-def _fold(log: VaultLog) -> Contents:
-    state, mapper = Contents(log.recorder.history), ev.ClosedMapper()
-    topics = sorted(ev.PRODUCT_EVENTS.topics - {ev.KeyAnnounced.TOPIC})
-    for found in log.recorder.read(DCBQuery(items=[DCBQueryItem(types=topics)])):
-        recorded = mapper.to_domain_event(found.event)
-        assert isinstance(recorded, ev.Recorded)
-        state.apply(recorded)
-    return state
+def _certificates(again: SecondLog, check: CertificateCheck | None) -> tuple[dict[str, int], list[dict[str, str]]]:
+    """Hold the certificates of announced keys against the DIDs' own chains, where these are here."""
+    counts = {"valid": 0, "not_checkable": 0, "none": 0}
+    wrong: list[dict[str, str]] = []
+    for recorded in again.events(types=[ev.KeyAnnounced.TOPIC]):
+        event = recorded.event
+        assert isinstance(event, ev.KeyAnnounced)
+        if not event.certificate:
+            counts["none"] += 1
+            continue
+        statement = msgspec.msgpack.encode(event.keys)
+        valid = None if check is None else check(recorded.origin.device, statement, event.certificate)
+        if valid is None:
+            counts["not_checkable"] += 1
+        elif valid:
+            counts["valid"] += 1
+        else:
+            by = recorded.origin.device
+            reason = f"the certificate over the keys of {event.keys.device} is not by the control keys of {by}"
+            wrong.append({"batch_id": recorded.origin.batch_id.hex(), "reason": reason})
+    return counts, wrong
 
 
 def _contents(
-    state: Contents, store: DiskContentStore, *, read_data: bool
+    account: Account, store: DiskContentStore, *, read_data: bool, repair: Repair | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     damaged: list[dict[str, Any]] = []
-    verdicts = state.verdicts()
-    for content_id, publication in state.publications.items():
-        verdict = verdicts[content_id]
-        row: dict[str, Any] = {
-            "content_id": content_id.hex(),
-            "author": publication.author,
-            "device": publication.device,
-            "forgetting": verdict.forgetting,
-            "erased_here": store.erased(ContentId(content_id)),
-            "stored_here": store.has_bytes(ContentId(content_id)),
-        }
-        problem = _problem(row, store, ContentId(content_id), Root(publication.root), read_data=read_data)
+    for row in account.contents:
+        content_id = ContentId(bytes.fromhex(row["content_id"]))
+        row["erased_here"] = store.erased(content_id)
+        row["stored_here"] = store.has_bytes(content_id)
+        root = Root(bytes.fromhex(row["root"]))
+        problem = _problem(row, store, content_id, root, read_data=read_data)
         if problem is not None:
             row["problem"] = problem
-            damaged.append({"content_id": content_id.hex(), "problem": problem})
-        if len(rows) < LISTED:
-            rows.append(row)
+            entry: dict[str, Any] = {"content_id": content_id.hex(), "problem": problem}
+            if problem == BYTES_DIFFER:
+                why = repair(content_id, root) if repair is not None else "this node has no peers"
+                entry |= {"repaired": why is None} | ({} if why is None else {"not_repaired": why})
+            damaged.append(entry)
+        rows.append(row)
     return rows, damaged
 
 
@@ -96,23 +138,20 @@ def _problem(
             return "its forgetting carried, but this node has not erased it yet"
         return None
     if read_data and row["stored_here"] and not store.verify(content_id, root):
-        return "stored bytes do not match the root on the chain"
+        return BYTES_DIFFER
     return None
 
 
-def _ballot(ballot: Any) -> dict[str, Any]:
-    return {
-        "ballot_id": ballot.ballot_id.hex(),
-        "state": ballot.state,
-        "contents": [c.hex() for c in ballot.proposal.contents],
-        "proposer": ballot.proposal.proposer,
-        "electorate": list(ballot.proposal.electorate),
-        "consents": list(ballot.consents),
-        "refusals": list(ballot.refusals),
-        "missing": list(ballot.waiting),
-        "receipts": list(ballot.receipts),
-        "contested": ballot.contested,
-    }
+def _listed(rows: Sequence[dict[str, Any]], matters: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """As many rows as the report has room for; those that matter first, otherwise in their order."""
+    listed: list[dict[str, Any]] = []
+    room = LISTED_BYTES
+    for row in sorted(rows, key=lambda r: not matters(r)):
+        room -= len(msgspec.json.encode(row))
+        if room < 0:
+            break
+        listed.append(row)
+    return listed
 
 
 def problems(report: dict[str, Any]) -> Iterator[str]:

@@ -15,10 +15,20 @@ from typing import Any, BinaryIO
 
 from walytis_vault.bus import requests as r
 from walytis_vault.bus.exchange_subscription import SubscriptionExchange
+from walytis_vault.bus.exports import Export
 from walytis_vault.bus.link import ClosedError
-from walytis_vault.bus.messages import BallotInfo, Change, Published, Status
-from walytis_vault.bus.rows import Row
-from walytis_vault.bus.session import Progress, Session, publish, receive
+from walytis_vault.bus.messages import (
+    BackupInfo,
+    BallotInfo,
+    Change,
+    Dropped,
+    Exported,
+    InvitationInfo,
+    Published,
+    Status,
+)
+from walytis_vault.bus.rows import Row, RowPage
+from walytis_vault.bus.session import Pages, Progress, Session, publish, receive
 from walytis_vault.domain.errors import TimedOutError
 
 
@@ -177,19 +187,44 @@ class Client:
         """Show an own retracted content again; returns the position."""
         return self._session.call(r.restore(content_id), r.request_id(request_id)).result()
 
-    def query(self, view: str, *, limit: int | None = 100, **filters: Any) -> list[Row]:
+    def query(self, view: str, *, limit: int | None = 100, as_of: r.AsOf | None = None, **filters: Any) -> list[Row]:
         """Rows of a view, as frozen structs with the fields that `--json` prints.
 
         Args:
-            view: "catalogue", "timeline", "ballots", "members", "audit", or one of a plug-in.
+            view: "catalogue", "timeline", "ballots", "members", "holders", "audit", or one of a plug-in.
             limit: at most so many; None for all.
-            filters: fields that must match, as the view knows them.
+            as_of: a position or a time: the view as it was then. What was forgotten since is a gap there too.
+            filters: fields that must match, as the view knows them: docs/views.md. `sort` is one of them.
+        Raises:
+            UnknownIdError: no such view. MisuseError: no such filter, or a bad value.
         """
-        return list(self.rows(view, limit=limit, **filters))
+        return list(self.rows(view, limit=limit, as_of=as_of, **filters))
 
-    def rows(self, view: str, *, limit: int | None = None, **filters: Any) -> Iterator[Row]:
+    def rows(
+        self, view: str, *, limit: int | None = None, as_of: r.AsOf | None = None, **filters: Any
+    ) -> Iterator[Row]:
         """As `query`, but page by page, for views that are large."""
-        return self._session.rows(view, limit, filters)
+        return self._session.rows(view, limit, filters, as_of)
+
+    def page(
+        self,
+        view: str,
+        *,
+        limit: int = 100,
+        cursor: str | None = None,
+        as_of: r.AsOf | None = None,
+        **filters: Any,
+    ) -> RowPage:
+        """One page of a query: `.rows`, `.cursor` for the next one (None at the end), `.position`.
+
+        Args:
+            cursor: from the page before; filters, sort and `as_of` must be the same.
+        """
+        pages = Pages(view, limit, filters, cursor=cursor, as_of=as_of)
+        rows: list[Row] = []
+        while (reply := self._session.ask(pages)) is not None:
+            rows += pages.take(reply.result())
+        return RowPage(rows=tuple(rows), cursor=pages.cursor, position=pages.position)
 
     def subscribe(self, view: str = "events", *, after: int = 0, **filters: Any) -> Subscription:
         """Follow a view: first what is after a position, then what comes. Survives restarts of the node.
@@ -217,13 +252,65 @@ class Client:
         """The members: rows of the view "members"."""
         return self.query("members", limit=None)
 
-    def invite(self, *, expires: dt.datetime | dt.timedelta | float = 86_400.0) -> str:
-        """Make a one-use invitation code, valid for a span (or until a moment, or for seconds). Keep it secret."""
-        return self._session.call(r.invite(expires), timeout=120.0).result()
+    def invite(self, *, expires: dt.datetime | dt.timedelta | float = 86_400.0, device: bool = False) -> str:
+        """Make a one-use invitation code, valid for a span (or until a moment, or for seconds). Keep it secret.
 
-    def remove(self, did: str, *, request_id: bytes | str | None = None) -> int:
-        """Remove a member; returns the position."""
-        return self._session.call(r.remove(did), r.request_id(request_id), timeout=120.0).result()
+        Args:
+            device: for another device of this member, rather than for a new member.
+        """
+        return self._session.call(r.invite(expires, device), timeout=120.0).result()
+
+    def invitations(self) -> list[InvitationInfo]:
+        """The invitations that this node made, newest first; used, expired and revoked ones for 30 days."""
+        return self._session.call(r.INVITATIONS).result()
+
+    def revoke_invitation(self, invitation_id: str) -> InvitationInfo:
+        """Let nobody in any more with an invitation. Raises ConflictError when somebody has come in with it."""
+        return self._session.call(r.revoke_invitation(invitation_id), timeout=120.0).result()
+
+    def remove(self, did: str, *, reason: str = "", device: bool = False, request_id: bytes | str | None = None) -> int:
+        """Remove a member, or one device of a member, for ever; returns the position.
+
+        Args:
+            did: a member's, or a device's that is no member's.
+            reason: recorded for ever, readable by everybody who gets hold of the chain.
+            device: only the device, where the DID is a member's too (that of its first device).
+        """
+        ask = r.remove(did, reason, device)
+        return self._session.call(ask, r.request_id(request_id), timeout=120.0).result()
+
+    def drop(self, *content_ids: str, force: bool = False) -> Dropped:
+        """Free the space of contents on this node alone. Not forgetting: keys and other copies stay.
+
+        They can be fetched again with `request`; nothing brings them back unasked.
+
+        Args:
+            force: also what no other connected node is known to hold, and may so be lost.
+        Raises:
+            ConflictError: no other connected node is known to hold one of them; nothing was dropped.
+            ForgottenError, UnknownIdError.
+        """
+        return self._session.call(r.drop(content_ids, force), timeout=120.0).result()
+
+    def lock(self) -> None:
+        """Put the node's keys out of reach until `unlock`. Nothing can be read or published; forgetting works.
+
+        Raises:
+            MisuseError: the vault is opened by a key file, not by a passphrase.
+        """
+        self._session.call(r.LOCK).result()
+
+    def unlock(self, passphrase: str) -> None:
+        """Give a locked node its keys back. Raises WrongPassphraseError."""
+        self._session.call(r.unlock(passphrase)).result()
+
+    def change_passphrase(self, old: str | None, new: str | None) -> None:
+        """Seal the vault's master key anew; no content is touched. None stands for the key file.
+
+        Raises:
+            WrongPassphraseError: `old` does not open the vault; nothing changed.
+        """
+        self._session.call(r.change_passphrase(old, new)).result()
 
     def audit(self, *, read_data: bool = False, timeout: float = 3600.0) -> Mapping[str, Any]:
         """Verify every batch again (and with `read_data` every blob); returns the report."""
@@ -232,6 +319,45 @@ class Client:
     def replay(self, view: str | None = None, *, timeout: float = 3600.0) -> Mapping[str, Any]:
         """Drop a view, or all, and build it again from the log; positions and hashes before and after."""
         return self._session.call(r.replay(view), timeout=timeout).result()
+
+    def export(self, to: Path | BinaryIO, *, progress: Progress | None = None) -> Exported:
+        """Write the whole record as a bundle that `walytis-vault verify` checks anywhere; no content, no secrets.
+
+        Args:
+            to: a path, under which the file appears when it is complete; or a binary file.
+            progress: called with (bytes written, None) from this thread.
+        Returns:
+            What to compare the bundle with: vault id, root, digest.
+        """
+        return Export(self._session, to, progress).run()
+
+    def backup(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        passphrase: str | None = None,
+        with_key_file: bool = False,
+        timeout: float = 86_400.0,
+    ) -> BackupInfo:
+        """Have the node write a backup into a folder of its machine; again into the same one, only what is new.
+
+        Args:
+            folder: made if missing; else it must hold a backup of this vault.
+            passphrase: seals the backup; a vault with a passphrase of its own needs none.
+            with_key_file: for a vault with a key file: put a copy of it into the backup.
+        Raises:
+            MisuseError: the folder holds something else, or a vault with a key file got neither choice.
+            StorageError: nothing of it counts; a backup that was there before is still good.
+        """
+        return self._session.call(r.backup(folder, passphrase, with_key_file), timeout=timeout).result()
+
+    def retry(self, view: str | None = None, *, timeout: float = 3600.0) -> Mapping[str, Any]:
+        """Fold the parked events of a view, or of all, again.
+
+        Returns:
+            For each view: `retried` and still `parked` (counts), and the `error` of the oldest parked event.
+        """
+        return self._session.call(r.retry(view), timeout=timeout).result()
 
 
 __all__ = ["Client", "Progress", "Subscription"]

@@ -8,35 +8,46 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING
 
-import msgspec
-
+from walytis_vault import fetching
 from walytis_vault.adapters.crypto.signing import HybridSigner, HybridVerifier
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.storage.secrets_file import SecretsFile
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
-from walytis_vault.adapters.storage.view_store import SqliteViewStore, TemporaryViewStore
+from walytis_vault.adapters.storage.view_store import TemporaryViewStore
 from walytis_vault.adapters.system import OsFileSystem, SystemClock, SystemRandomness
 from walytis_vault.adapters.walytis.runtime import WalytisRuntime
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.audit import audit_rows
+from walytis_vault.backup.coming_back import ComingBack
+from walytis_vault.backup.take import Backup
+from walytis_vault.bundle.export import Exporter
 from walytis_vault.bus.server import BusServer
 from walytis_vault.domain.ids import BatchId, ContentId
 from walytis_vault.eraser import Eraser
+from walytis_vault.fetching import FetchWish
 from walytis_vault.founding import BUS_SECRET, IDENTITY_SECRET, SIGNING_SECRET, check_network
+from walytis_vault.health import Health
 from walytis_vault.home import Home
+from walytis_vault.members import MemberDesk
 from walytis_vault.peers.hub import PeerHub, address_book
 from walytis_vault.projections.audit import AuditView
 from walytis_vault.projections.base import Local
 from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.plugins import load_views
+from walytis_vault.repair import Repairer
+from walytis_vault.safekeeping import Safekeeping
 from walytis_vault.service import NodeService
+from walytis_vault.service_manager import READY, STOPPING, notify
+from walytis_vault.stopping import Stop
+from walytis_vault.view_places import check_place, open_views, remember
 
-STOP_LOOK_S: Final = 0.5
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 _log = logging.getLogger(__name__)
 
@@ -46,36 +57,53 @@ def run_node(
     *,
     passphrase: str | None,
     network: str | None,
+    fetch: FetchWish,
+    views: str | None = None,
     on_ready: Callable[[str], None],
-    stop: threading.Event,
+    stop: Stop,
+    metrics: str | None = None,
+    on_metrics: Callable[[str], None] = lambda _url: None,
 ) -> None:
     """Serve the vault in `path` until `stop` is set. Afterwards the process must end with `os._exit`.
 
     Args:
         network: None for the mode that the vault was made with.
+        fetch: changes what is fetched unasked, from now on.
+        views: where the views are to be from now on, None for where they were.
         on_ready: called with the endpoint when requests are answered.
+        metrics: loopback address for the Prometheus endpoint; None for none. Its URL goes to `on_metrics`.
     Raises:
         MisuseError: no vault there. WrongPassphraseError, LockedError: it does not open.
         AlreadyRunningError: another node runs on it. StorageError, TransportError: it does not start.
     """
     with contextlib.ExitStack() as opened:
-        endpoint = _open(Home(path, OsFileSystem()), passphrase, network, opened)
+        endpoint = _open(Home(path, OsFileSystem()), passphrase, network, fetch, views, opened, metrics, on_metrics)
         on_ready(endpoint)
-        # A signal that the kernel gives to a thread of a library is handled when this one wakes, and not before.
-        while not stop.wait(STOP_LOOK_S):
-            pass
+        notify(READY)
+        stop.wait()
+        notify(STOPPING)
         _log.info("closing")
 
 
-def _open(home: Home, passphrase: str | None, network: str | None, opened: contextlib.ExitStack) -> str:
+def _open(
+    home: Home,
+    passphrase: str | None,
+    network: str | None,
+    fetch: FetchWish,
+    place: str | None,
+    opened: contextlib.ExitStack,
+    metrics: str | None,
+    on_metrics: Callable[[str], None],
+) -> str:
     config = home.config()
     mode = check_network(network) if network is not None else config.network
     home.lock()
+    config = fetching.apply(home, config, fetch)
     home.use_private_temp()
     fs, clock, randomness = OsFileSystem(), SystemClock(), SystemRandomness()
     keys = VaultKeys.open(home.keys, fs, passphrase)
-    secrets = SecretsFile(home.keys, keys, fs).open_secrets()
-    signer = HybridSigner.from_private_bytes(secrets[SIGNING_SECRET])
+    sealed = SecretsFile(home.keys, keys, fs)
+    sealed.open_secrets()
 
     store = DiskContentStore.open(
         home.store, vault_id=config.vault_id, keys=keys, fs=fs, clock=clock, randomness=randomness
@@ -83,24 +111,35 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
     opened.callback(store.close)
     runtime = WalytisRuntime.start(home.path, mode=mode)
     opened.callback(runtime.stop)
-    log = VaultLog(
-        Database(home.log_database),
-        runtime.open_chain(config.vault_id),
-        signer,
-        HybridVerifier(),
-        device=config.device,
-        root=BatchId(config.root),
-        clock=clock,
-        progress=lambda judged: _log.info("catching up: %d blocks judged", judged),
-    )
+    chain = runtime.open_chain(config.vault_id)
+
+    def open_log(by: HybridSigner) -> VaultLog:
+        return VaultLog(
+            Database(home.log_database),
+            chain,
+            by,
+            HybridVerifier(),
+            device=config.device,
+            root=BatchId(config.root),
+            clock=clock,
+            progress=lambda judged: _log.info("catching up: %d blocks judged", judged),
+        )
+
+    ComingBack(home, config, runtime, store, sealed, open_log, fs).run()
+    secrets = sealed.open_secrets()
+    signer = HybridSigner.from_private_bytes(secrets[SIGNING_SECRET])
+    log = open_log(signer)
     opened.callback(log.close)
     log.start()
 
-    view_store = SqliteViewStore(home.view_database)
+    view_store = open_views(home, config, place)
     opened.callback(view_store.close)
     local = Local(
         unseal=lambda content_id, sealed: store.open_descriptor(ContentId(content_id), sealed),
-        unseal_reason=lambda content_id, sealed: store.open_reason(ContentId(content_id), sealed),
+        # A locked node still shows ballots, so that it can answer them; only their reasons stay sealed.
+        unseal_reason=lambda content_id, sealed: (
+            None if store.locked else store.open_reason(ContentId(content_id), sealed)
+        ),
         has_bytes=lambda content_id: store.has_bytes(ContentId(content_id)),
         erased=lambda content_id: store.erased(ContentId(content_id)),
         now_ms=clock.wall_ms,
@@ -120,15 +159,24 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
         temporary=TemporaryViewStore,
     )
     opened.callback(views.close)
+    remember(home, config, place)
     log.ledger.on_voided(views.reset_all)
     views.start()
+
+    backup = Backup(home, config, keys, log.index, store, fs=fs, clock=clock)
+    threading.Thread(target=backup.tell_all, name="tell-backups", daemon=True).start()
+
+    def after_erasing(content_ids: list[bytes]) -> None:
+        views.forget(content_ids)
+        backup.note_forgotten(content_ids)
 
     eraser = Eraser(
         log.recorder,
         store,
         device=config.device,
         clock=clock,
-        drop_from_views=views.forget,
+        drop_from_views=after_erasing,
+        make_room=store.make_room,
         unpublished=store.content_ids(),
     )
     opened.callback(eraser.close)
@@ -151,9 +199,16 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
     opened.callback(hub.close)
     hub.start()
 
-    def details() -> dict[str, Any]:
-        return {"store": msgspec.structs.asdict(store.usage()), "bus": bus.details(), **hub.details()}
-
+    health = Health(
+        home,
+        log,
+        store,
+        eraser_error=lambda: eraser.last_error,
+        more=lambda: {"views_in": check_place(place or config.views), "bus": bus.details(), **hub.details()},
+    )
+    safekeeping = Safekeeping(
+        log, store, keys, views, held_elsewhere=hub.held_elsewhere, unlocked=hub.fetcher.try_again
+    )
     service = NodeService(
         config,
         log,
@@ -165,9 +220,27 @@ def _open(home: Home, passphrase: str | None, network: str | None, opened: conte
         randomness=randomness,
         peers=hub.network.connected,
         fetch=hub.fetch,
-        invite=hub.invite,
-        details=details,
+        members=MemberDesk(config, log, eraser, hub.admission, hub.invitations, clock=clock),
+        safekeeping=safekeeping,
+        repair=Repairer(store, bring=hub.fetcher.bring, held_elsewhere=hub.held_elsewhere).repair,
+        export=Exporter(
+            log.index, signer, vault_id=config.vault_id, root=BatchId(config.root), device=config.device, clock=clock
+        ).page,
+        backup=lambda folder, secret, with_key_file: backup.run(Path(folder), secret, with_key_file=with_key_file),
+        health=health,
     )
     bus = BusServer(service, folder=home.bus, keys=secrets[BUS_SECRET])
     opened.callback(bus.close)
-    return bus.start()
+    endpoint = bus.start()
+    if metrics is not None:
+        from walytis_vault.metrics import MetricsServer, families
+
+        def collect() -> Iterator[Metric]:
+            failed = {name: views.live(name).runner.stopped for name in views.folded}
+            positions = {"log": log.index.horizon} | {name: views.live(name).position for name in views.folded}
+            return families(health.details(), positions, healthy=not health.problems(failed))
+
+        served = MetricsServer(metrics, collect)
+        opened.callback(served.close)
+        on_metrics(served.url)
+    return endpoint

@@ -48,12 +48,14 @@ class Eraser:
         device: str,
         clock: Clock,
         drop_from_views: Callable[[list[bytes]], None],
+        make_room: Callable[[], None] = lambda: None,
         unpublished: Sequence[ContentId] = (),
     ) -> None:
         """Prepare; `start` runs.
 
         Args:
             drop_from_views: makes the views forget sealed descriptors and caches of erased contents.
+            make_room: called before anything is erased: the disk may be full.
             unpublished: contents that the store held before anything was published by this process: those
                 that no event speaks of were cut off between their bytes and their event, and are erased.
         """
@@ -62,6 +64,7 @@ class Eraser:
         self._device = device
         self._clock = clock
         self._drop_from_views = drop_from_views
+        self._make_room = make_room
         self._lock = threading.Lock()
         """One erasure at a time."""
         self._unpublished = list(unpublished)
@@ -108,6 +111,7 @@ class Eraser:
     def _erase(self, contents: Iterable[bytes]) -> None:
         left = [ContentId(c) for c in sorted(contents) if not self._store.erased(ContentId(c))]
         if left:
+            self._make_room()
             fault("erase.before_store")
             self._store.erase(tuple(left))
             fault("erase.after_store")
@@ -142,13 +146,17 @@ class Eraser:
             if self._stop.is_set():
                 return
             try:
-                self._sweep()
-                self._follow()
-                self._expire()
+                self.look()
                 self._failed, self.last_error = False, None
             except VaultError as e:
                 self._failed, self.last_error = True, str(e)
                 _log.warning("forgetting is not finished and will be repeated: %s", e.code)
+
+    def look(self) -> None:
+        """Finish what a crash left, erase what new events decided and what has expired. Raises StorageError."""
+        self._sweep()
+        self._follow()
+        self._expire()
 
     def _pause(self) -> float | None:
         """Seconds until something is due: a retry, or the next expiry. None when nothing is."""

@@ -21,9 +21,10 @@ from walytis_vault.adapters.walytis.runtime import WalytisRuntime
 from walytis_vault.adapters.walytis.vault_log import VaultLog, found_vault
 from walytis_vault.bus.security import LOCAL, add_client, make_keys
 from walytis_vault.domain.errors import MisuseError, StorageError, VaultError
-from walytis_vault.domain.events import DeviceKeys, KeyAnnounced, VaultFounded
+from walytis_vault.domain.events import ANY_MEMBER, FOUNDER, DeviceKeys, KeyAnnounced, VaultFounded
 from walytis_vault.domain.faults import fault
 from walytis_vault.home import HOME_FORMAT, MAX_NAME, NETWORKS, Home, Network, VaultConfig
+from walytis_vault.view_places import probe
 
 SIGNING_SECRET = "signing"  # noqa: S105 - names of entries, not secrets
 BUS_SECRET = "bus"  # noqa: S105
@@ -38,20 +39,32 @@ class VaultInfo(msgspec.Struct, frozen=True, kw_only=True):
     home: str
 
 
-def found(path: Path, *, name: str, passphrase: str | None, network: str) -> VaultInfo:
+def found(
+    path: Path,
+    *,
+    name: str,
+    passphrase: str | None,
+    network: str,
+    removal: str = "any",
+    views: str | None = None,
+) -> VaultInfo:
     """Make a vault of one member in an empty folder.
 
+    Args:
+        removal: who may remove members, for ever: "any" member or the "founder".
+        views: where its views will be, None for a file in the home.
     Raises:
         MisuseError: a vault is there already, the folder holds something else, or an argument is wrong.
         StorageError, TransportError: it could not be made; what was begun is removed.
     """
-    network = check_network(network)
+    network, policy = check_network(network), check_removal(removal)
     if not name or len(name) > MAX_NAME:
         raise MisuseError(f"the local name of a vault has 1 to {MAX_NAME} characters")
+    place = probe(views)
     home = Home(path, OsFileSystem())
     home.begin_making()
     try:
-        config = _make(home, name, passphrase, network)
+        config = msgspec.structs.replace(_make(home, name, passphrase, network, policy), views=place)
         fault("init.before_config")
         home.end_making(config)
     except VaultError:
@@ -71,7 +84,15 @@ def check_network(network: str) -> Network:
     raise MisuseError(f"network is one of {', '.join(NETWORKS)}, not {network!r}")
 
 
-def _make(home: Home, name: str, passphrase: str | None, network: Network) -> VaultConfig:
+def check_removal(removal: str) -> str:
+    """The policy as it is recorded. Raises MisuseError."""
+    policy = {"any": ANY_MEMBER, "founder": FOUNDER}.get(removal)
+    if policy is None:
+        raise MisuseError(f"who may remove members is `any` (member) or `founder`, not {removal!r}")
+    return policy
+
+
+def _make(home: Home, name: str, passphrase: str | None, network: Network, policy: str) -> VaultConfig:
     fs, clock = OsFileSystem(), SystemClock()
     keys = VaultKeys.create(home.keys, fs, passphrase)
     signer, bus_keys, identity_key = HybridSigner.generate(), make_keys(), new_store_key()
@@ -91,7 +112,7 @@ def _make(home: Home, name: str, passphrase: str | None, network: Network) -> Va
     announced = KeyAnnounced(keys=device_keys, certificate=identity.certify(msgspec.msgpack.encode(device_keys)))
     chain = runtime.create_chain(f"vault-{runtime.peer_id[-8:]}")
     fault("init.before_founding")
-    founded = VaultFounded(founder=identity.member_did, group=identity.group_did)
+    founded = VaultFounded(founder=identity.member_did, group=identity.group_did, removal_policy=policy)
     root = found_vault(chain, signer, founded, announced, clock)
     log = VaultLog(
         Database(home.log_database), chain, signer, HybridVerifier(), device=identity.device_did, root=root, clock=clock

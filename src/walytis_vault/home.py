@@ -23,6 +23,7 @@ from walytis_vault.domain.ports import FileSystem
 
 HOME_FORMAT: Final = 1
 Network = Literal["loopback", "lan", "public"]
+FetchMode = Literal["all", "small", "on-request"]
 NETWORKS: Final = ("loopback", "lan", "public")
 MAX_NAME: Final = 100
 _CONFIG: Final = "vault.json"
@@ -45,8 +46,14 @@ class VaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     group: DidText
     network: Network
     created_ms: int
-    fetch: Literal["all", "small", "on-request"] = "small"
+    fetch: FetchMode = "small"
     """Which contents of other members are fetched before anybody asks: small ones have up to 1 MiB."""
+    fetch_limit: Annotated[int, Meta(ge=0)] | None = None
+    """Padded bytes of the largest content that is fetched before anybody asks; None: as `fetch` says."""
+    fetch_space: Annotated[int, Meta(ge=0)] | None = None
+    """Bytes of contents on disk from which on nothing is fetched before anybody asks; None: no bound."""
+    views: Annotated[str, Meta(max_length=4000)] = "sqlite"
+    """Where the views are: `sqlite` (in the home), or a PostgreSQL URL without a password."""
 
 
 class Home:
@@ -88,6 +95,11 @@ class Home:
         """The views' tables."""
         return self.path / "views.sqlite"
 
+    @property
+    def restored_note(self) -> Path:
+        """Stands in a home that was restored from a backup, until its node has come back."""
+        return self.path / "restored.json"
+
     def config(self) -> VaultConfig:
         """Read vault.json.
 
@@ -95,13 +107,17 @@ class Home:
             MisuseError: there is no vault here.
             StorageError: the file is damaged or of a newer format.
         """
-        raw = read_file(self._fs, self.path / _CONFIG, limit=1 << 16)
+        return self.config_in(self.path / _CONFIG)
+
+    def config_in(self, path: Path) -> VaultConfig:
+        """As `config`, from a file that is not in its place yet."""
+        raw = read_file(self._fs, path, limit=1 << 16)
         if raw is None:
             raise MisuseError(f"no vault in {self.path}: make one with `walytis-vault init`, or `join` one")
         try:
             config = msgspec.json.decode(raw, type=VaultConfig)
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-            raise StorageError(f"{self.path / _CONFIG} is damaged: restore it from a backup") from e
+            raise StorageError(f"{path} is damaged: restore it from a backup") from e
         if config.format != HOME_FORMAT:
             raise StorageError(f"{self.path} has format {config.format}: this version reads format {HOME_FORMAT}")
         return config
@@ -163,8 +179,28 @@ class Home:
 
     def end_making(self, config: VaultConfig) -> None:
         """Write vault.json: from now on this is a vault."""
-        replace_file(self._fs, self.path / _CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=1) + b"\n")
+        self.change_config(config)
         (self.path / _MAKING).unlink(missing_ok=True)
+
+    def remember_views(self, config: VaultConfig, place: str) -> None:
+        """Write down where the views are from now on. Raises StorageError."""
+        self.change_config(msgspec.structs.replace(config, views=place))
+
+    def remove_views(self) -> None:
+        """Remove the views' own database: they are kept elsewhere now. Raises StorageError."""
+        try:
+            for tail in ("", "-wal", "-shm"):
+                self.view_database.with_name(self.view_database.name + tail).unlink(missing_ok=True)
+        except OSError as e:
+            raise StorageError(f"cannot remove {self.view_database}: {e.strerror or e}") from e
+
+    def change_config(self, config: VaultConfig) -> None:
+        """Write vault.json. The caller owns this home. Raises StorageError."""
+        written = msgspec.json.format(msgspec.json.encode(config), indent=1) + b"\n"
+        try:
+            replace_file(self._fs, self.path / _CONFIG, written)
+        except OSError as e:
+            raise StorageError(f"cannot write {self.path / _CONFIG}: {e.strerror or e}") from e
 
     def abandon_making(self) -> None:
         """Remove everything that a failed attempt made."""
@@ -199,3 +235,9 @@ class Home:
             os.close(fd)
             raise AlreadyRunningError(f"a node already runs on {self.path}: stop it, or use it with a client") from e
         self._lock_fd = fd
+
+    def release(self) -> None:
+        """Give the home back before the process ends. Idempotent."""
+        if self._lock_fd is not None:
+            fd, self._lock_fd = self._lock_fd, None
+            os.close(fd)

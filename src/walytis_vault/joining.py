@@ -11,6 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +51,7 @@ from walytis_vault.founding import (
 )
 from walytis_vault.home import HOME_FORMAT, MAX_NAME, Home, Network, VaultConfig
 from walytis_vault.peers import protocol as p
-from walytis_vault.peers.addresses import AddressBook
+from walytis_vault.peers.addresses import AddressBook, own_addresses
 from walytis_vault.peers.invitations import Code, check_not_expired, door_keys, read_code
 from walytis_vault.peers.link import PeerLink
 
@@ -123,28 +124,23 @@ class _Joining:
         )
         member: PeerLink | None = None
         try:
-            identity = self._identity(invited, secrets[IDENTITY_SECRET])
+            with ThreadPoolExecutor(1, thread_name_prefix="join-identity") as aside:
+                # The identity library mostly waits: meanwhile the log comes and is judged.
+                joining = aside.submit(self._identity, invited, secrets[IDENTITY_SECRET])
+                self._chain(invited)
+                fault("join.after_chain")
+                self._judge(runtime, signer)
+                identity = joining.result()
             fault("join.after_identity")
-            self._chain(invited)
-            fault("join.after_chain")
             keys = ev.DeviceKeys(
-                member=identity.member_did,
+                member=self._code.member or identity.device_did,
                 device=identity.device_did,
                 ed25519=signer.ed25519_public,
                 ml_dsa_65=signer.ml_dsa_65_public,
                 bus=z85.decode(bus.public.encode()),
                 peer_id=runtime.peer_id,
             )
-            log = VaultLog(
-                Database(self._home.log_database),
-                runtime.open_chain(self._code.vault_id),
-                signer,
-                HybridVerifier(),
-                device=identity.device_did,
-                root=BatchId(self._code.root),
-                clock=self._clock,
-                progress=lambda judged: self._progress(f"verifying the log: {judged} blocks"),
-            )
+            log = self._log(runtime, signer, identity.device_did)
             try:
                 self._ask_in(log, runtime, keys, invited)
                 member = PeerLink(port, server_key=self._code.door, keys=bus)
@@ -165,7 +161,7 @@ class _Joining:
             vault_id=self._code.vault_id,
             root=self._code.root,
             name=name,
-            member=identity.member_did,
+            member=keys.member,
             device=identity.device_did,
             group=identity.group_did,
             network=self._network,
@@ -225,17 +221,37 @@ class _Joining:
         finally:
             pack.unlink(missing_ok=True)
 
-    def _ask_in(self, log: VaultLog, runtime: WalytisRuntime, keys: ev.DeviceKeys, invited: PeerLink) -> None:
-        """Verify the log, and ask for admission."""
+    def _log(self, runtime: WalytisRuntime, signer: HybridSigner, device: str) -> VaultLog:
+        return VaultLog(
+            Database(self._home.log_database),
+            runtime.open_chain(self._code.vault_id),
+            signer,
+            HybridVerifier(),
+            device=device,
+            root=BatchId(self._code.root),
+            clock=self._clock,
+            progress=lambda judged: self._progress(f"verifying the log: {judged} blocks"),
+        )
+
+    def _judge(self, runtime: WalytisRuntime, signer: HybridSigner) -> None:
+        """Verify the log that was sent, before this device has a name in it; nothing can be written meanwhile."""
         self._progress("verifying the log")
+        log = self._log(runtime, signer, "did:none")
+        try:
+            log.reconciler.catch_up()
+            if not log.membership().members:
+                raise UntrustedInputError("the chain that was sent does not begin with the vault's founding batch")
+        finally:
+            log.close()
+
+    def _ask_in(self, log: VaultLog, runtime: WalytisRuntime, keys: ev.DeviceKeys, invited: PeerLink) -> None:
+        """Ask for admission, unless the log shows it already."""
         log.reconciler.catch_up()
-        if not log.membership().members:
-            raise UntrustedInputError("the chain that was sent does not begin with the vault's founding batch")
         if key_id_of_device(keys) not in log.membership().keys:
             self._progress("asking for admission")
             (self._home.path / "asked").touch(mode=0o600)
             self.asked = True
-            addresses = tuple(a.partition("/p2p/")[0] for a in runtime.addresses)[:16]
+            addresses = own_addresses(runtime.addresses, self._network)
             invited.ask(p.Admit(keys=msgspec.msgpack.encode(keys), addresses=addresses), timeout=ASK_S)
             fault("join.after_admission")
 

@@ -21,7 +21,9 @@ from typing import IO, Final, Self
 import msgspec
 
 from walytis_vault.domain.errors import MisuseError, StorageError, TimedOutError, TransportError, error_from_code
+from walytis_vault.fetching import AS_BEFORE, FetchWish
 from walytis_vault.process import Answer, Job
+from walytis_vault.stopping import Stop
 
 START_TIMEOUT_S: Final = 120.0
 """A start that has much to catch up may take long; a healthy one takes about a second."""
@@ -50,7 +52,14 @@ class Node:
 
     @classmethod
     def create(
-        cls, home: Path | str, *, name: str = "vault", passphrase: str | None = None, network: str = "loopback"
+        cls,
+        home: Path | str,
+        *,
+        name: str = "vault",
+        passphrase: str | None = None,
+        network: str = "loopback",
+        removal: str = "any",
+        views: str | None = None,
     ) -> Node:
         """Make a vault in an empty folder and serve it.
 
@@ -59,24 +68,46 @@ class Node:
             name: local name, for people; it is never published.
             passphrase: seals the master key; None makes a key file (mode 0600) instead.
             network: "loopback", "lan" or "public".
+            removal: who may remove members, for ever: "any" member or the "founder".
+            views: where the views are kept: `sqlite` (in the home; the same as None), or a PostgreSQL URL. A password
+                in it is used now and not stored: see docs/operations.md.
         Raises:
             MisuseError: there is a vault already, the folder holds something else, or an argument is wrong.
             StorageError, TransportError: it could not be made; nothing of it remains.
         """
-        create_vault(Path(home), name=name, passphrase=passphrase, network=network)
-        return cls.open(home, passphrase=passphrase)
+        create_vault(Path(home), name=name, passphrase=passphrase, network=network, removal=removal, views=views)
+        return cls.open(home, passphrase=passphrase, views=views)
 
     @classmethod
-    def open(cls, home: Path | str, *, passphrase: str | None = None, network: str | None = None) -> Node:
+    def open(
+        cls,
+        home: Path | str,
+        *,
+        passphrase: str | None = None,
+        network: str | None = None,
+        fetch: str | None = None,
+        fetch_limit: int | None = None,
+        fetch_space: int | None = None,
+        views: str | None = None,
+    ) -> Node:
         """Serve a vault that was made or joined before.
 
+        Args:
+            network: None for the mode that it was made with.
+            fetch: which contents of other members are fetched before anybody asks: "all", "small" or "on-request".
+                Kept for later starts, as the two bounds are; None leaves it as it is.
+            fetch_limit: bytes of the largest content that is fetched unasked (without it 1 MiB for "small").
+            fetch_space: bytes of contents on disk from which on nothing more is fetched unasked.
+            views: move the views there (see `create`), None to leave them where they are.
         Raises:
             MisuseError: no vault there. WrongPassphraseError, LockedError: it does not open.
             AlreadyRunningError: another node runs on this home.
             StorageError, TransportError: it does not start; the message says why.
         """
         path = Path(home).absolute()
-        child = _start(Job(kind="serve", home=str(path), passphrase=passphrase, network=network), path)
+        wish = FetchWish(mode=fetch, limit=fetch_limit, space=fetch_space)
+        job = Job(kind="serve", home=str(path), passphrase=passphrase, network=network, fetch=wish, views=views)
+        child = _start(job, path)
         try:
             answer = _answer(child, START_TIMEOUT_S)
         except BaseException:
@@ -113,10 +144,27 @@ class Node:
         self.close()
 
 
-def create_vault(home: Path, *, name: str = "vault", passphrase: str | None = None, network: str) -> VaultInfo:
+def create_vault(
+    home: Path,
+    *,
+    name: str = "vault",
+    passphrase: str | None = None,
+    network: str,
+    removal: str = "any",
+    views: str | None = None,
+) -> VaultInfo:
     """Make a vault of one member, in a child process, and return when it is complete. See `Node.create`."""
     home = home.absolute()
-    child = _start(Job(kind="found", home=str(home), name=name, passphrase=passphrase, network=network), None)
+    job = Job(
+        kind="found",
+        home=str(home),
+        name=name,
+        passphrase=passphrase,
+        network=network,
+        removal=removal,
+        views=views,
+    )
+    child = _start(job, None)
     try:
         answer = _answer(child, START_TIMEOUT_S)
     finally:
@@ -152,11 +200,21 @@ def join_vault(
 
 
 def serve(
-    home: Path, *, passphrase: str | None = None, network: str | None = None, on_ready: Callable[[str], None]
+    home: Path,
+    *,
+    passphrase: str | None = None,
+    network: str | None = None,
+    fetch: FetchWish = AS_BEFORE,
+    views: str | None = None,
+    metrics: str | None = None,
+    on_metrics: Callable[[str], None] = lambda _url: None,
+    on_ready: Callable[[str], None],
 ) -> int:
     """Serve a vault in this process until SIGINT or SIGTERM. Afterwards end the process with `os._exit(code)`.
 
     Args:
+        metrics: loopback address for a Prometheus endpoint; None for none. Its URL goes to `on_metrics`.
+        fetch: changes what is fetched unasked, from now on.
         on_ready: called with the endpoint when requests are answered.
     Returns:
         The exit code, 0.
@@ -165,10 +223,19 @@ def serve(
     """
     from walytis_vault.composition import run_node
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    run_node(home.absolute(), passphrase=passphrase, network=network, on_ready=on_ready, stop=stop)
+    stop = Stop()
+    stop.on_signals((signal.SIGINT, signal.SIGTERM))
+    run_node(
+        home.absolute(),
+        passphrase=passphrase,
+        network=network,
+        fetch=fetch,
+        views=views,
+        on_ready=on_ready,
+        stop=stop,
+        metrics=metrics,
+        on_metrics=on_metrics,
+    )
     return 0
 
 

@@ -16,7 +16,10 @@ from typing import IO, Literal, NoReturn
 
 import msgspec
 
+from walytis_vault import logs
 from walytis_vault.domain.errors import VaultError
+from walytis_vault.fetching import FetchWish
+from walytis_vault.stopping import Stop
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +30,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "vault"
     passphrase: str | None = None
     network: str | None = None
+    removal: str = "any"
+    fetch: FetchWish = FetchWish()
     code: str = ""
     """The invitation, to join."""
+    views: str | None = None
+    """Where the views are to be kept; may hold a password."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,7 +71,14 @@ def main() -> NoReturn:
 def _found(job: Job, answers: IO[bytes]) -> int:
     from walytis_vault.founding import found
 
-    made = found(Path(job.home), name=job.name, passphrase=job.passphrase, network=job.network or "loopback")
+    made = found(
+        Path(job.home),
+        name=job.name,
+        passphrase=job.passphrase,
+        network=job.network or "loopback",
+        removal=job.removal,
+        views=job.views,
+    )
     _say(answers, Answer(vault_id=made.vault_id, did=made.did))
     return 0
 
@@ -87,8 +101,9 @@ def _join(job: Job, answers: IO[bytes]) -> int:
 def _serve(job: Job, answers: IO[bytes]) -> int:
     from walytis_vault.composition import run_node
 
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    logs.set_up()
+    stop = Stop()
+    stop.on_signals((signal.SIGTERM,))
 
     def watch_lifeline() -> None:
         while sys.stdin.buffer.read(4096):
@@ -100,6 +115,8 @@ def _serve(job: Job, answers: IO[bytes]) -> int:
         Path(job.home),
         passphrase=job.passphrase,
         network=job.network,
+        fetch=job.fetch,
+        views=job.views,
         on_ready=lambda endpoint: _say(answers, Answer(endpoint=endpoint)),
         stop=stop,
     )

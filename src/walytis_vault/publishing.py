@@ -19,9 +19,16 @@ from walytis_vault.adapters.walytis.recorder import LogRecorder
 from walytis_vault.bus.messages import Published, PublishOptions, RequestKey
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.contents import decide_revise
-from walytis_vault.domain.errors import ConflictError, MisuseError, TimedOutError, TransportError, VaultError
+from walytis_vault.domain.errors import (
+    ConflictError,
+    MisuseError,
+    TimedOutError,
+    TransportError,
+    VaultError,
+)
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import ContentId, parse_content_id
+from walytis_vault.domain.ports import StoredContent
 from walytis_vault.reading import read_state
 
 ATTEMPTS: Final = 8
@@ -34,9 +41,7 @@ def check_options(options: PublishOptions) -> None:
     Raises:
         MisuseError: one is too long or malformed; the message says which and what is allowed.
     """
-    Descriptor(
-        name=options.name, media_type=options.media_type, labels=options.labels, length=0, note=options.note
-    ).check()
+    descriptor_of(options, 0).check()
     if options.media_type is not None and not (options.media_type.isascii() and options.media_type.isprintable()):
         raise MisuseError("a media type is printable ASCII text such as text/plain")
     if options.revises is not None:
@@ -93,21 +98,8 @@ class Publication:
             stored = self._writer.finish()
             self._stored = True
             fault("publish.after_content")
-            descriptor = Descriptor(
-                name=self._options.name,
-                media_type=self._options.media_type,
-                labels=self._options.labels,
-                length=stored.length,
-                note=self._options.note,
-            )
-            event = ev.ContentPublished(
-                content_id=self._id,
-                root=stored.root,
-                padded_length=stored.padded_length,
-                header=stored.header,
-                descriptor=self._store.seal_descriptor(self._id, descriptor),
-                expires_ms=self._options.expires_ms,
-            )
+            descriptor = self._writer.seal_descriptor(descriptor_of(self._options, stored.length))
+            event = event_of(stored, self._options, descriptor)
             published = self._append(event)
         except (TimedOutError, TransportError):
             self._ended()
@@ -120,16 +112,7 @@ class Publication:
         return published
 
     def _append(self, event: ev.ContentPublished) -> Published:
-        receipt = None
-        if self._key is not None:
-            receipt = Receipt(
-                client=self._key.client,
-                request_id=self._key.request_id,
-                digest=self._key.digest,
-                make_reply=lambda _first, last: msgspec.msgpack.encode(
-                    Published(content_id=self._id.hex(), position=last)
-                ),
-            )
+        receipt = receipt_of(self._id, self._key)
         for _ in range(ATTEMPTS):
             condition = None
             if self._options.revises is not None:
@@ -157,6 +140,47 @@ class Publication:
         else:
             self._writer.abort()
         self._ended()
+
+
+def descriptor_of(options: PublishOptions, length: int) -> Descriptor:
+    """What is sealed about a content."""
+    return Descriptor(
+        name=options.name, media_type=options.media_type, labels=options.labels, length=length, note=options.note
+    )
+
+
+def event_of(stored: StoredContent, options: PublishOptions, descriptor: bytes) -> ev.ContentPublished:
+    """The event that publishes a stored content."""
+    return ev.ContentPublished(
+        content_id=stored.content_id,
+        root=stored.root,
+        padded_length=stored.padded_length,
+        header=stored.header,
+        descriptor=descriptor,
+        expires_ms=options.expires_ms,
+    )
+
+
+def receipt_of(content_id: ContentId, key: RequestKey | None) -> Receipt | None:
+    """Makes the publish happen once, if it has a request key."""
+    if key is None:
+        return None
+    return Receipt(
+        client=key.client,
+        request_id=key.request_id,
+        digest=key.digest,
+        make_reply=lambda _first, last: msgspec.msgpack.encode(Published(content_id=content_id.hex(), position=last)),
+    )
+
+
+def position_receipt(key: RequestKey) -> Receipt:
+    """A receipt whose reply is the last position."""
+    return Receipt(
+        client=key.client,
+        request_id=key.request_id,
+        digest=key.digest,
+        make_reply=lambda _first, last: msgspec.msgpack.encode(last),
+    )
 
 
 def check_expiry(expires_ms: int | None, now_ms: int) -> None:

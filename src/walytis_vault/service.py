@@ -10,16 +10,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
-from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery, DCBQueryItem
-from eventsourcing.persistence import IntegrityError
 
+from walytis_vault.adapters.crypto.descriptor import open_descriptor
+from walytis_vault.adapters.identity import check_certificate
+from walytis_vault.adapters.storage.ciphertext_writer import CiphertextWriter
 from walytis_vault.adapters.storage.content_store import DiskContentStore
-from walytis_vault.adapters.walytis.receipts import Receipt
 from walytis_vault.adapters.walytis.vault_log import VaultLog
-from walytis_vault.audit import audit_vault
+from walytis_vault.audit import Repair, audit_vault
 from walytis_vault.bus.messages import (
-    BallotInfo,
+    BackupInfo,
     Change,
+    Dropped,
+    ExportPage,
+    InlinePublish,
+    InvitationInfo,
+    LockState,
     Published,
     PublishOptions,
     QueryPage,
@@ -27,35 +32,33 @@ from walytis_vault.bus.messages import (
     Status,
     ViewStatus,
 )
+from walytis_vault.commands import Commands
 from walytis_vault.domain import events as ev
-from walytis_vault.domain.contents import decide_forget, decide_restore, decide_retract
+from walytis_vault.domain.contents import decide_restore, decide_retract
 from walytis_vault.domain.errors import (
-    ConflictError,
     ForgottenError,
-    MisuseError,
     NotYetAvailableError,
     RetractedError,
-    UnknownIdError,
+    VaultError,
 )
-from walytis_vault.domain.forgetting import Ballot, decide_answer, decide_withdraw
-from walytis_vault.domain.ids import ID_BYTES, BallotId, ContentId, Root, parse_ballot_id, parse_content_id
-from walytis_vault.domain.limits import LIMITS
+from walytis_vault.domain.ids import ID_BYTES, ContentId, Root, parse_content_id
 from walytis_vault.domain.ports import Clock, ContentReader, Randomness
 from walytis_vault.eraser import Eraser
+from walytis_vault.health import Health
 from walytis_vault.home import VaultConfig
+from walytis_vault.members import MemberDesk
 from walytis_vault.projections.host import ProjectionHost
-from walytis_vault.publishing import ATTEMPTS, Publication, check_expiry
+from walytis_vault.publishing import Publication, check_expiry
+from walytis_vault.publishing_together import publish_together
 from walytis_vault.reading import Reading, read_state
+from walytis_vault.safekeeping import Safekeeping
 
 VIEWS_WAIT_S: Final = 5.0
 """How long a query waits for the views to include what was recorded before it."""
 VERSION: Final = "0.1.0"
 
-Decision = Callable[[Reading], Sequence[ev.Event]]
-"""Events to append for what was read; none when it stands already."""
 
-
-class NodeService:
+class NodeService(Commands):
     """Implements `bus.service.VaultService` for one vault on this node. Safe for many threads."""
 
     def __init__(
@@ -70,25 +73,26 @@ class NodeService:
         clock: Clock,
         randomness: Randomness,
         peers: Callable[[], Sequence[str]],
-        fetch: Callable[[ContentId, float], None],
-        invite: Callable[[float], str],
-        details: Callable[[], dict[str, Any]] = dict,
+        fetch: Callable[[ContentId, float, bool], CiphertextWriter | None],
+        members: MemberDesk,
+        safekeeping: Safekeeping,
+        repair: Repair,
+        export: Callable[[str | None], ExportPage],
+        backup: Callable[[str, str | None, bool], BackupInfo],
+        health: Health,
     ) -> None:
         """For the composition root."""
-        self._config = config
-        self._vault_log = log
-        self._log = log.recorder
-        self._store = store
+        super().__init__(config, log, store, eraser, clock=clock, randomness=randomness)
         self._views = views
-        self._eraser = eraser
         self._network = network
-        self._clock = clock
-        self._randomness = randomness
         self._peers = peers
         self._fetch = fetch
-        self._invite = invite
-        self._details = details
-        self._me = config.member
+        self._repair = repair
+        self._members = members
+        self._safekeeping = safekeeping
+        self._export = export
+        self._backup = backup
+        self._health = health
 
     # -- contents -----------------------------------------------------------------------------------------------
 
@@ -99,6 +103,12 @@ class NodeService:
         check_expiry(options.expires_ms, self._clock.wall_ms())
         content_id = ContentId(self._randomness.token(ID_BYTES))
         return Publication(self._log, self._store, content_id, author=self._me, options=options, key=key)
+
+    def publish_together(self, wanted: Sequence[InlinePublish]) -> list[Published | VaultError]:
+        """See `VaultService.publish_together`."""
+        return publish_together(
+            self._vault_log, self._store, wanted, author=self._me, clock=self._clock, randomness=self._randomness
+        )
 
     def open_content(self, content_id: str, *, timeout: float) -> ContentReader:
         """See `VaultService.open_content`.
@@ -116,17 +126,23 @@ class NodeService:
             raise ForgottenError(f"content {content_id} expired, as its publisher declared; only its record remains")
         if verdict.retracted:
             raise RetractedError(f"content {content_id} was retracted by its author, who alone can restore it")
-        if not self._store.has_bytes(wanted) or self._store.content_key(wanted) is None:
-            self._fetch(wanted, timeout)
+        author, root, padded = publication.author, Root(publication.root), publication.padded_length
+        if (key := self._store.content_key(wanted, with_bytes=True)) is not None:
+            length = open_descriptor(key, wanted, event.descriptor).length
+            return self._store.reader(wanted, author=author, root=root, length=length, padded_length=padded, key=key)
+        coming = self._fetch(wanted, timeout, False)
         descriptor = self._store.open_descriptor(wanted, event.descriptor)
         if descriptor is None:
             raise NotYetAvailableError(f"the key of content {content_id} is not on this node yet")
-        return self._store.reader(
+        if coming is None:
+            return self._store.reader(wanted, author=author, root=root, length=descriptor.length, padded_length=padded)
+        return self._store.incoming_reader(
             wanted,
-            author=publication.author,
-            root=Root(publication.root),
+            lambda begun: self._fetch(wanted, timeout, begun),
+            author=author,
+            root=root,
             length=descriptor.length,
-            padded_length=publication.padded_length,
+            padded_length=padded,
         )
 
     def _why_forgotten(self, content_id: bytes, reading: Reading) -> str:
@@ -134,7 +150,7 @@ class NodeService:
             if ballot.carried:
                 return (
                     f"content {content_id.hex()} was forgotten by ballot {ballot.ballot_id.hex()}, to which"
-                    f" {_members(len(ballot.consents))} consented; only its record remains"
+                    f" {_count(len(ballot.consents))} consented; only its record remains"
                 )
         return f"content {content_id.hex()} was forgotten; only its record remains"
 
@@ -158,124 +174,24 @@ class NodeService:
 
         return self._command(decide, contents=[wanted], key=key)
 
-    # -- forgetting ---------------------------------------------------------------------------------------------
-
-    def forget(self, contents: tuple[str, ...], reason: str, key: RequestKey | None = None) -> BallotInfo:
-        """See `VaultService.forget`."""
-        wanted = [parse_content_id(c) for c in dict.fromkeys(contents)]
-        if len(wanted) > LIMITS.ballot_contents:
-            raise MisuseError(f"one ballot names at most {LIMITS.ballot_contents} contents: use several")
-        # A retried request proposes under the same id, whatever its first attempt achieved.
-        ballot_id = BallotId(key.request_id if key is not None else self._randomness.token(ID_BYTES))
-        standing: list[bytes] = [ballot_id]
-
-        def decide(reading: Reading) -> Sequence[ev.Event]:
-            standing[:] = [ballot_id]
-            if reading.state.ballots.ballot(ballot_id) is not None:
-                return []
-            decided = decide_forget(reading.state, wanted, by=self._me)
-            if isinstance(decided, Ballot):
-                standing[:] = [decided.ballot_id]
-                return []
-            electorate = self._vault_log.membership().active()
-            sealed = self._store.seal_reason(ContentId(decided[0]), reason) if reason else b""
-            proposal = ev.ForgettingProposed(
-                ballot_id=ballot_id, contents=decided, electorate=electorate, reason=sealed
-            )
-            return [proposal]
-
-        position = self._command(decide, contents=wanted, ballots=[ballot_id], key=key)
-        self._eraser.settle(standing)
-        return self._ballot_info(standing[0], position)
-
-    def consent(self, ballot_id: str, key: RequestKey | None = None) -> BallotInfo:
-        """See `VaultService.consent`."""
-        return self._answer(ballot_id, key, consents=True)
-
-    def refuse(self, ballot_id: str, reason: str, key: RequestKey | None = None) -> BallotInfo:
-        """See `VaultService.refuse`."""
-        return self._answer(ballot_id, key, consents=False, reason=reason)
-
-    def withdraw(self, ballot_id: str, key: RequestKey | None = None) -> BallotInfo:
-        """See `VaultService.withdraw`."""
-        wanted = parse_ballot_id(ballot_id)
-
-        def decide(reading: Reading) -> Sequence[ev.Event]:
-            changes = decide_withdraw(reading.state.ballots, wanted, by=self._me)
-            return [ev.ForgettingWithdrawn(ballot_id=wanted)] if changes else []
-
-        return self._ballot_info(wanted, self._command(decide, ballots=[wanted], key=key))
-
-    def _answer(self, ballot_id: str, key: RequestKey | None, *, consents: bool, reason: str = "") -> BallotInfo:
-        wanted = parse_ballot_id(ballot_id)
-
-        def decide(reading: Reading) -> Sequence[ev.Event]:
-            if not decide_answer(reading.state.ballots, wanted, by=self._me, consents=consents):
-                return []
-            if consents:
-                return [ev.ForgettingConsented(ballot_id=wanted)]
-            ballot = reading.state.ballots.ballot(wanted)
-            first = ContentId(ballot.proposal.contents[0]) if ballot else None
-            sealed = self._store.seal_reason(first, reason) if reason and first else b""
-            return [ev.ForgettingRefused(ballot_id=wanted, reason=sealed)]
-
-        position = self._command(decide, ballots=[wanted], key=key)
-        self._eraser.settle([wanted])
-        return self._ballot_info(wanted, position)
-
-    def _ballot_info(self, ballot_id: bytes, position: int) -> BallotInfo:
-        ballot = read_state(self._log, ballots=[ballot_id]).state.ballots.ballot(ballot_id)
-        if ballot is None:
-            raise UnknownIdError(f"no ballot {ballot_id.hex()} is known here: `ballots` lists them")
-        return BallotInfo(
-            ballot_id=ballot_id.hex(),
-            state=ballot.state,
-            contents=tuple(c.hex() for c in ballot.proposal.contents),
-            electorate=ballot.proposal.electorate,
-            consents=ballot.consents,
-            refusals=ballot.refusals,
-            receipts=ballot.receipts,
-            position=max(position, self._vault_log.index.horizon),
-        )
-
-    # -- commands in general ------------------------------------------------------------------------------------
-
-    def _command(
-        self,
-        decide: Decision,
-        *,
-        contents: Sequence[bytes] = (),
-        ballots: Sequence[bytes] = (),
-        key: RequestKey | None = None,
-    ) -> int:
-        """Read, decide, append on condition; again when the log changed in between. Returns the position."""
-        if key is not None and (reply := self._kept(key)) is not None:
-            return msgspec.msgpack.decode(reply, type=int)
-        receipt = None if key is None else _position_receipt(key)
-        for _ in range(ATTEMPTS):
-            reading = read_state(self._log, contents, ballots)
-            events = decide(reading)
-            if not events:
-                return self._vault_log.index.horizon
-            try:
-                done = self._log.append_once(ev.to_dcb_all(events), reading.condition, receipt=receipt)
-            except IntegrityError:
-                continue
-            if done.repeated and done.reply is not None:
-                return msgspec.msgpack.decode(done.reply, type=int)
-            return done.last
-        raise ConflictError("what this request depends on is changing too quickly: repeat it")
-
-    def _kept(self, key: RequestKey) -> bytes | None:
-        return self._vault_log.index.kept_reply(key.client, key.request_id, key.digest)
-
     # -- queries ------------------------------------------------------------------------------------------------
 
-    def query(self, view: str, *, limit: int | None, cursor: str | None, filters: dict[str, Any]) -> QueryPage:
+    def query(
+        self,
+        view: str,
+        *,
+        limit: int | None,
+        cursor: str | None,
+        filters: dict[str, Any],
+        as_of: int | str | None = None,
+    ) -> QueryPage:
         """See `VaultService.query`."""
         self._views.row_type(view)
-        self.wait_for(self._vault_log.index.horizon, timeout=VIEWS_WAIT_S)
-        page = self._views.query(view, limit=limit, cursor=cursor, filters=filters)
+        if as_of is None:
+            self.wait_for(self._vault_log.index.horizon, timeout=VIEWS_WAIT_S)
+            page = self._views.query(view, limit=limit, cursor=cursor, filters=filters)
+        else:
+            page = self._views.query_as_of(view, as_of, limit=limit, cursor=cursor, filters=filters)
         rows = tuple(msgspec.to_builtins(row) for row in page.rows)
         return QueryPage(rows=rows, cursor=page.cursor, position=page.position)
 
@@ -296,31 +212,36 @@ class NodeService:
         """See `VaultService.status`."""
         index = self._vault_log.index
         states = self._views.status()
-        details = {**self._details(), "waiting_appends": self._vault_log.writer.waiting}
-        errors = {
-            "reconciler": self._vault_log.reconciler.last_error,
-            "eraser": self._eraser.last_error,
-            **{f"view {name}": state.error for name, state in states.items()},
-        }
+        details = self._health.details()
+        failed = {name: state.error for name, state in states.items() if state.error}
         details["rebuilding"] = {name: s.rebuilding for name, s in states.items() if s.rebuilding is not None}
         details["parked"] = {name: s.parked for name, s in states.items() if s.parked}
-        details["errors"] = {where: error for where, error in errors.items() if error}
+        details["errors"] = {**self._health.errors(), **{f"view {name}": error for name, error in failed.items()}}
+        details["problems"] = self._health.problems(failed)
         return Status(
             vault_id=self._config.vault_id,
             did=self._me,
+            device=self._config.device,
             name=self._config.name,
             position=index.horizon,
             peers=tuple(self._peers()),
-            views={name: ViewStatus(position=state.position, hash=state.hash) for name, state in states.items()},
+            views={name: ViewStatus(**msgspec.structs.asdict(state)) for name, state in states.items()},
             version=VERSION,
             network=self._network,
+            locked=self._safekeeping.locked,
             blocks=index.verdict_counts(),
             details=details,
         )
 
     def audit(self, *, read_data: bool) -> dict[str, Any]:
         """See `VaultService.audit`."""
-        return audit_vault(self._vault_log, self._store, read_data=read_data)
+        return audit_vault(
+            self._vault_log,
+            self._store,
+            read_data=read_data,
+            check_certificate=check_certificate,
+            repair=self._repair,
+        )
 
     def replay(self, view: str | None) -> dict[str, Any]:
         """See `VaultService.replay`."""
@@ -342,52 +263,66 @@ class NodeService:
             for name in names
         }
 
+    def retry(self, view: str | None) -> dict[str, Any]:
+        """See `VaultService.retry`."""
+        if view is not None:
+            self._views.live(view)
+        report: dict[str, Any] = {}
+        for name in [view] if view is not None else self._views.folded:
+            before = len(self._views.parked(name))
+            self._views.retry(name)
+            left = self._views.parked(name)
+            error = f"position {left[0][0]}: {left[0][1]}" if left else None
+            report[name] = {"retried": max(0, before - len(left)), "parked": len(left), "error": error}
+        return report
+
+    # -- this node's own copy -----------------------------------------------------------------------------------
+
+    def drop(self, contents: tuple[str, ...], *, force: bool) -> Dropped:
+        """See `VaultService.drop`."""
+        return self._safekeeping.drop(contents, force=force)
+
+    def lock(self) -> LockState:
+        """See `VaultService.lock`."""
+        return self._safekeeping.lock()
+
+    def unlock(self, passphrase: str) -> LockState:
+        """See `VaultService.unlock`."""
+        return self._safekeeping.unlock(passphrase)
+
+    def change_passphrase(self, old: str | None, new: str | None) -> LockState:
+        """See `VaultService.change_passphrase`."""
+        return self._safekeeping.change_passphrase(old, new)
+
+    # -- the record as files ---------------------------------------------------------------------------------------
+
+    def export(self, cursor: str | None) -> ExportPage:
+        """See `VaultService.export`."""
+        return self._export(cursor)
+
+    def backup(self, folder: str, *, passphrase: str | None, with_key_file: bool) -> BackupInfo:
+        """See `VaultService.backup`."""
+        return self._backup(folder, passphrase, with_key_file)
+
     # -- members ------------------------------------------------------------------------------------------------
 
-    def invite(self, *, expires_s: float) -> str:
-        """See `VaultService.invite`."""
-        return self._invite(expires_s)
+    def invite(self, *, expires_s: float, own_device: bool = False) -> str:
+        """See `VaultService.invite`. A locked node makes no new secrets."""
+        self._safekeeping.check_unlocked()
+        return self._members.invite(expires_s, own_device=own_device)
 
-    def remove(self, did: str, key: RequestKey | None = None) -> int:
+    def invitations(self) -> list[InvitationInfo]:
+        """See `VaultService.invitations`."""
+        return self._members.invitations()
+
+    def revoke_invitation(self, invitation_id: str) -> InvitationInfo:
+        """See `VaultService.revoke_invitation`."""
+        return self._members.revoke_invitation(invitation_id)
+
+    def remove(self, did: str, reason: str = "", *, device: bool = False, key: RequestKey | None = None) -> int:
         """See `VaultService.remove`."""
-        if key is not None and (reply := self._kept(key)) is not None:
-            return msgspec.msgpack.decode(reply, type=int)
-        receipt = None if key is None else _position_receipt(key)
-        query = DCBQuery(items=[DCBQueryItem(types=[ev.MemberAdmitted.TOPIC, ev.MemberRemoved.TOPIC])])
-        for _ in range(ATTEMPTS):
-            after = self._vault_log.index.horizon
-            member = self._vault_log.membership().members.get(did)
-            if member is None or did == self._me:
-                raise UnknownIdError(f"{did[:80]} is no other member of this vault: see `walytis-vault members`")
-            if member.removed:
-                return after
-            # What of the victim's is accepted is filled in by the writer, in the transaction that takes the heads.
-            event = ev.MemberRemoved(member=did, accepted=())
-            condition = DCBAppendCondition(fail_if_events_match=query, after=after)
-            try:
-                done = self._log.append_once([ev.to_dcb(event)], condition, receipt=receipt)
-            except IntegrityError:
-                continue
-            if done.repeated and done.reply is not None:
-                return msgspec.msgpack.decode(done.reply, type=int)
-            self._eraser.settle(self._open_ballots())
-            return done.last
-        raise ConflictError("the vault's membership is changing too quickly: repeat the request")
-
-    def _open_ballots(self) -> list[bytes]:
-        query = DCBQuery(items=[DCBQueryItem(types=[ev.ForgettingProposed.TOPIC])])
-        found = (ev.PRODUCT_EVENTS.decode(e.event.type, e.event.data) for e in self._log.read(query))
-        return [e.ballot_id for e in found if isinstance(e, ev.ForgettingProposed)]
+        return self._members.remove(did, reason, device=device, key=key)
 
 
-def _position_receipt(key: RequestKey) -> Receipt:
-    return Receipt(
-        client=key.client,
-        request_id=key.request_id,
-        digest=key.digest,
-        make_reply=lambda _first, last: msgspec.msgpack.encode(last),
-    )
-
-
-def _members(count: int) -> str:
+def _count(count: int) -> str:
     return "its only member" if count == 1 else f"{count} members"

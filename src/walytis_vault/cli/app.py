@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from walytis_vault.cli import clients, content, forgetting, peers, vault, views
+from walytis_vault.cli import (
+    backups,
+    bundles,
+    clients,
+    content,
+    events,
+    forgetting,
+    importing,
+    keeping,
+    peers,
+    vault,
+    views,
+)
 from walytis_vault.cli.failure import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, complain
 from walytis_vault.cli.session import VaultGroup
 
@@ -24,8 +36,13 @@ if TYPE_CHECKING:
 COMMANDS: tuple[click.Command, ...] = (
     *vault.COMMANDS,
     *content.COMMANDS,
+    *events.COMMANDS,
     *views.COMMANDS,
     *forgetting.COMMANDS,
+    *keeping.COMMANDS,
+    *bundles.COMMANDS,
+    *backups.COMMANDS,
+    *importing.COMMANDS,
     *peers.COMMANDS,
     *clients.COMMANDS,
 )

@@ -47,11 +47,21 @@ def list_keys(session: Session) -> None:
     """List the keys, and what each may do."""
     from walytis_vault.bus.security import list_clients
 
-    rows = [{"name": entry.name, "verbs": list(entry.verbs)} for entry in list_clients(_bus_folder(session))]
+    rows = [
+        {"name": entry.name, "verbs": list(entry.verbs), "public_key": entry.public_key}
+        for entry in list_clients(_bus_folder(session))
+    ]
     if session.json:
         emit(rows)
     else:
-        table(rows, (Column("NAME", lambda r: r["name"]), Column("VERBS", lambda r: ",".join(r["verbs"]))))
+        table(
+            rows,
+            (
+                Column("NAME", lambda r: r["name"]),
+                Column("VERBS", lambda r: ",".join(r["verbs"])),
+                Column("KEY", lambda r: r["public_key"]),
+            ),
+        )
 
 
 @command("revoke")

@@ -5,10 +5,11 @@ stdout carries the result and nothing else: the id on its first line, or the con
 
 from __future__ import annotations
 
+import mimetypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -16,6 +17,9 @@ from walytis_vault.cli.output import emit, progress
 from walytis_vault.cli.session import Session, command, timeout_option
 from walytis_vault.cli.when import read_when
 from walytis_vault.domain.errors import MisuseError
+
+if TYPE_CHECKING:
+    from walytis_vault.client import Client
 
 IDLE_SECONDS = 60.0
 """A transfer may take as long as it moves; so long it may stand still."""
@@ -44,7 +48,7 @@ def _described(function: F) -> F:
     for option in reversed(
         (
             click.option("--name", help="What to call it (default: the file's name)."),
-            click.option("--type", "media_type", metavar="TYPE", help="Media type, such as text/plain."),
+            click.option("--type", "media_type", metavar="TYPE", help="Media type (default: by the name)."),
             click.option("--label", "labels", multiple=True, help="A text to find it by; may be given several times."),
             click.option("--note", help="A note for its readers."),
             click.option(
@@ -64,11 +68,27 @@ def _publish(session: Session, file: str, *, revises: str | None, timeout: float
     data = _source(file)
     label = said["name"] or (data.name if isinstance(data, Path) else "stdin")
     with progress(f"publish {label}") as watch, session.client(timeout) as client:
+        if revises is not None:
+            said = _inherited(client, revises, said, isinstance(data, Path))
+        if said["media_type"] is None and isinstance(data, Path):
+            said["media_type"] = mimetypes.guess_type(data.name)[0]
         receipt = client.publish(data, revises=revises, progress=watch, **said)
     if session.json:
         emit(receipt)
     else:
         click.echo(receipt.content_id)
+
+
+def _inherited(client: Client, revises: str, said: dict[str, Any], is_file: bool) -> dict[str, Any]:
+    """A revision is called and labelled as what it revises, unless something else is said."""
+    client.wait_for(client.status().position)
+    rows = client.query("catalogue", content_id=revises)
+    if not rows:
+        return said  # the node knows best what is wrong with this id
+    said = {**said, "labels": said["labels"] or rows[0].labels or ()}
+    if not is_file:
+        said |= {"name": said["name"] or rows[0].name, "media_type": said["media_type"] or rows[0].media_type}
+    return said
 
 
 @command("publish")
@@ -88,7 +108,7 @@ def publish(session: Session, file: str, **said: Any) -> None:
 @click.argument("file", metavar="FILE|-")
 @_described
 def revise(session: Session, content_id: str, file: str, **said: Any) -> None:
-    """Publish a new version of an own content; the history stays readable."""
+    """Publish a new version of an own content; the history stays readable. Labels stay unless others are given."""
     _publish(session, file, revises=content_id, **said)
 
 
@@ -122,14 +142,31 @@ def retract(session: Session, content_id: str, timeout: float) -> None:
 
 
 @command("restore")
-@click.argument("content_id", metavar="ID")
+@click.argument("what", metavar="ID|DIR")
+@click.option("--passphrase-file", type=click.Path(path_type=Path), metavar="FILE", help="DIR: what opens the backup.")
+@click.option("--alone", is_flag=True, help="DIR: let its node serve even if no other member's node can be heard.")
 @timeout_option(30.0)
-def restore(session: Session, content_id: str, timeout: float) -> None:
-    """Show an own retracted content again."""
+def restore(session: Session, what: str, passphrase_file: Path | None, alone: bool, timeout: float) -> None:
+    """Show an own retracted content again; or, given a folder, make a new home of the backup in it.
+
+    32 hex digits are a content; a folder with such a name is given as ./NAME. What was forgotten since the backup was
+    taken is forgotten again, before anything of it can be served.
+    """
+    if not _is_id(what):
+        from walytis_vault.cli.backups import restore_from
+
+        restore_from(session, Path(what), passphrase_file, alone=alone)
+        return
+    if passphrase_file is not None or alone:
+        raise click.UsageError("--passphrase-file and --alone belong to a backup's folder, not to a content")
     with session.client(timeout) as client:
-        position = client.restore(content_id)
+        position = client.restore(what)
     if session.json:
-        emit({"content_id": content_id.lower(), "position": position})
+        emit({"content_id": what.lower(), "position": position})
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 32 and all(c in "0123456789abcdefABCDEF" for c in text)
 
 
 COMMANDS = (publish, get, revise, retract, restore)

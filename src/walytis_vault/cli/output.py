@@ -6,6 +6,7 @@ Names and labels are written by other members: nothing of them reaches a termina
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import unicodedata
@@ -22,16 +23,22 @@ STATE_COLOURS = {
     "available": "green",
     "carried": "green",
     "accepted": "green",
-    "pending": "yellow",
-    "open": "yellow",
+    "published": "green",
     "member": "green",
     "removed": "red",
-    "forgetting": "yellow",
+    "used": "green",
+    "expired": "magenta",
+    "revoked": "red",
     "retracted": "magenta",
     "forgotten": "red",
     "refused": "red",
     "withdrawn": "magenta",
+    "erased": "red",
+    "void": "red",
 }
+"""Readable on light and on dark; yellow, cyan and blue are not."""
+EMPHASIZED = frozenset({"pending", "open", "forgetting", "waiting"})
+"""States that will not last: bold."""
 
 
 def printable(text: object) -> str:
@@ -99,6 +106,7 @@ class Column:
         right: aligned to the right.
         elastic: may be cut to make the table fit.
         coloured: coloured by its value as a state.
+        optional: left out when no row has anything to say there.
     """
 
     title: str
@@ -107,12 +115,14 @@ class Column:
     right: bool = False
     elastic: bool = False
     coloured: bool = False
+    optional: bool = False
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:
     """Print rows aligned. On a terminal it fits the width; in a pipe or file nothing is left out or cut."""
     screen = screen_width()
     shown = [c for c in columns if screen is None or c.from_width <= screen]
+    shown = [c for c in shown if screen is None or not c.optional or any(c.cell(row) for row in rows)]
     cells = [[printable(c.cell(row)) for c in shown] for row in rows]
     widths = [max([cell_width(c.title), *(cell_width(line[i]) for line in cells)]) for i, c in enumerate(shown)]
     if screen is not None:
@@ -148,7 +158,9 @@ def _fit(text: str, width: int, column: Column) -> str:
 
 
 def _paint(fitted: str, value: str, column: Column) -> str:
-    return click.style(fitted, fg=STATE_COLOURS.get(value)) if column.coloured else fitted
+    if not column.coloured or os.environ.get("NO_COLOR"):
+        return fitted
+    return click.style(fitted, fg=STATE_COLOURS.get(value), bold=True if value in EMPHASIZED else None)
 
 
 def _join(parts: Sequence[str]) -> str:

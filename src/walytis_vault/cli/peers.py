@@ -1,14 +1,18 @@
-"""Commands about members: invite, join, members, remove.
+"""Commands that change who the members are: invite, join, remove.
 
 `join` opens a home itself, like `init`. A code is a secret for one use: `invite` prints it alone, so that it can be
-piped to where it is safe; `join -` reads it from stdin, so that it need not stand in a shell's history.
+piped to where it is safe, and draws its QR code on the terminal's stderr; `join -` reads it from stdin, so that it
+need not stand in a shell's history.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import io
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,15 +21,19 @@ from walytis_vault.cli.session import Session, command, timeout_option
 from walytis_vault.cli.vault import NETWORKS, passphrase_option, read_passphrase
 from walytis_vault.cli.when import read_when
 
+if TYPE_CHECKING:
+    from walytis_vault.bus.messages import InvitationInfo
+
 CODE_LIMIT = 16 << 10
 """Characters of a code."""
-
-MEMBER_COLUMNS = (
-    Column("DID", lambda r: r["did"]),
+QR_BORDER = 2
+"""Quiet modules around the QR code: fewer than the norm's 4, enough for cameras, and it fits 80 columns."""
+INVITATIONS = (
+    Column("ID", lambda r: r["invitation_id"]),
     Column("STATE", lambda r: r["state"], coloured=True),
-    Column("DEVICES", lambda r: len(r["devices"]), right=True, from_width=100),
-    Column("SINCE", lambda r: moment(r["time"]), from_width=120),
-    Column("ADMITTED BY", lambda r: "founder" if r["founder"] else short_did(r["admitted_by"]), from_width=140),
+    Column("FOR", lambda r: "own device" if r["own_device"] else "new member"),
+    Column("EXPIRES", lambda r: moment(r["expires"])),
+    Column("USED BY", lambda r: short_did(r["used_by"]), from_width=100),
 )
 
 
@@ -33,15 +41,61 @@ MEMBER_COLUMNS = (
 @click.option(
     "--expires", callback=read_when, default="24h", show_default=True, metavar="WHEN", help="How long it is good."
 )
+@click.option("--device", is_flag=True, help="For another device of yours, rather than for a new member.")
+@click.option("--list", "listing", is_flag=True, help="Make none; list those that this node made.")
+@click.option("--revoke", metavar="ID", help="Make none; let nobody in any more with this one.")
 @timeout_option(120.0)
-def invite(session: Session, expires: dt.timedelta | dt.datetime, timeout: float) -> None:
-    """Make a one-use code with which somebody can join this vault. Whoever has it gets in: keep it secret."""
+def invite(
+    session: Session,
+    expires: dt.timedelta | dt.datetime,
+    device: bool,
+    listing: bool,
+    revoke: str | None,
+    timeout: float,
+) -> None:
+    """Make a one-use code with which somebody can join this vault. Whoever has it gets in: keep it secret.
+
+    Prints the code alone. On a terminal the code is shown as a QR code too.
+    """
+    if listing + (revoke is not None) + device > 1:
+        raise click.UsageError("--device, --list and --revoke do not go together")
     with session.client(timeout) as client:
-        code = client.invite(expires=expires)
+        if listing or revoke is not None:
+            _show_invitations(session, client.invitations() if revoke is None else [client.revoke_invitation(revoke)])
+            return
+        code = client.invite(expires=expires, device=device)
     if session.json:
         emit({"code": code})
+        return
+    click.echo(code)
+    if sys.stderr.isatty():
+        click.echo(qr_text(code, os.get_terminal_size(sys.stderr.fileno()).columns), err=True)
+
+
+def _show_invitations(session: Session, invitations: list[InvitationInfo]) -> None:
+    import msgspec
+
+    if session.json:
+        emit(invitations)
     else:
-        click.echo(code)
+        table([msgspec.to_builtins(i) for i in invitations], INVITATIONS)
+
+
+def qr_text(code: str, columns: int) -> str:
+    """A code as a QR code of half blocks, or why it is not shown.
+
+    Args:
+        columns: width of the terminal.
+    """
+    import segno
+
+    symbol = segno.make(code, error="l", micro=False)
+    wide = symbol.symbol_size(border=QR_BORDER)[0]
+    if wide > columns:
+        return f"(the QR code needs a terminal of {wide} columns; this one has {columns})"
+    drawn = io.StringIO()
+    symbol.terminal(drawn, border=QR_BORDER, compact=True)
+    return drawn.getvalue().rstrip("\n")
 
 
 @command("join")
@@ -74,31 +128,23 @@ def join(session: Session, code: str, name: str, passphrase_file: Path | None, n
     fields([("vault", made.vault_id), ("you", made.did), ("home", home)])
 
 
-@command("members")
-@timeout_option(60.0)
-def members(session: Session, timeout: float) -> None:
-    """List the members and their devices."""
-    import msgspec
-
-    with session.client(timeout) as client:
-        rows = client.members()
-    if session.json:
-        emit(rows)
-    else:
-        table([msgspec.to_builtins(row) for row in rows], MEMBER_COLUMNS)
-
-
 @command("remove")
 @click.argument("did", metavar="DID")
+@click.option("--reason", default="", help="Why. It is recorded for ever, and not sealed.")
+@click.option("--device", is_flag=True, help="Only the device of this DID, where it is a member's too.")
 @timeout_option(120.0)
-def remove(session: Session, did: str, timeout: float) -> None:
-    """Remove a member, for ever: its node gets nothing more, and nothing that it makes from now on counts."""
+def remove(session: Session, did: str, reason: str, device: bool, timeout: float) -> None:
+    """Remove a member, or one device of a member, for ever.
+
+    It gets nothing more, and nothing that it makes from now on counts. Who may do this was laid down at `init`;
+    the other devices of a member may always remove one that was lost.
+    """
     with session.client(timeout) as client:
-        position = client.remove(did)
+        position = client.remove(did, reason=reason, device=device)
     if session.json:
         emit({"position": position})
     else:
         click.echo(f"removed {short_did(did)}")
 
 
-COMMANDS = (invite, join, members, remove)
+COMMANDS = (invite, join, remove)

@@ -1,145 +1,173 @@
-"""Commands that read: ls, log, watch, ballots.
+"""Commands that ask views: ls, ballots, members, holders, query; and retry, for what a view could not fold.
 
 Tables fit the terminal's width; in a pipe nothing is cut. `--json` prints the rows as the views keep them.
+With `--as-of` each shows the view as it was, and what was forgotten since as a gap.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from walytis_vault.cli.output import ELLIPSIS, Column, emit, moment, printable, screen_width, short_did, size, table
+from walytis_vault.cli.columns import of_rows, shown_rows
+from walytis_vault.cli.output import emit, printable, table
 from walytis_vault.cli.session import Session, command, timeout_option
+from walytis_vault.cli.when import read_as_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from walytis_vault.bus.requests import AsOf
+    from walytis_vault.client import Client
 
-    from walytis_vault.bus.messages import Change
-
-EVENTS = "events"
 CONTENT_STATES = click.Choice(["available", "pending", "forgetting", "forgotten", "retracted", "all"])
 BALLOT_STATES = click.Choice(["open", "carried", "refused", "withdrawn", "all"])
 SORTS = click.Choice(["-order", "order", "-time", "time", "-size", "size"])
-GONE = "(forgotten)"
+F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _name(row: dict[str, Any]) -> str:
-    return str(row["name"] or (GONE if row["state"] == "forgotten" else ""))
-
-
-LS_COLUMNS = (
-    Column("ID", lambda r: r["content_id"]),
-    Column("STATE", lambda r: r["state"], coloured=True),
-    Column("SIZE", lambda r: size(r["size"]), right=True),
-    Column("NAME", _name, elastic=True),
-    Column("TIME", lambda r: moment(r["time"]), from_width=100),
-    Column("TYPE", lambda r: r["media_type"] or "", from_width=140, elastic=True),
-    Column("LABELS", lambda r: ",".join(r["labels"] or ()), from_width=140, elastic=True),
-    Column("AUTHOR", lambda r: short_did(r["author"]), from_width=120),
-)
-BALLOT_COLUMNS = (
-    Column("BALLOT", lambda r: r["ballot_id"]),
-    Column("STATE", lambda r: r["state"], coloured=True),
-    Column("CONTENTS", lambda r: len(r["contents"]), right=True),
-    Column("CONSENTS", lambda r: f"{len(r['consents'])}/{len(r['electorate'])}", right=True),
-    Column("RECEIPTS", lambda r: len(r["receipts"]), right=True),
-    Column("TIME", lambda r: moment(r["time"]), from_width=100),
-    Column("BY", lambda r: short_did(r["proposer"]), from_width=120),
+as_of_option = click.option(
+    "--as-of",
+    metavar="WHEN",
+    callback=read_as_of,
+    help="As it was: at a position (a number), so long ago (2h, 30d), or at a time (ISO 8601, UTC).",
 )
 
 
-def _builtins(rows: Sequence[Any]) -> list[dict[str, Any]]:
-    import msgspec
-
-    return [msgspec.to_builtins(row) for row in rows]
-
-
-limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many rows (default: all).")
+def paged(function: F) -> F:
+    """The options that all lists have."""
+    for option in (
+        timeout_option(60.0),
+        as_of_option,
+        click.option("--cursor", help="Go on where a list with --limit ended."),
+        click.option("--limit", type=click.IntRange(min=1), help="At most so many rows (default: all)."),
+    ):
+        function = option(function)
+    return function
 
 
 @command("ls")
 @click.option("--state", type=CONTENT_STATES, help="Only contents in this state (default: all but the retracted).")
 @click.option("--author", metavar="DID", help="Only contents of this member.")
 @click.option("--name", help="Only contents with this name.")
-@click.option("--type", "media_type", metavar="TYPE", help="Only contents of this media type.")
+@click.option("--type", "media_type", metavar="TYPE", help="Only contents of this media type, or family (image/*).")
 @click.option("--label", help="Only contents with this label.")
-@click.option("--text", help="Only contents with this text in a name or label.")
+@click.option("--text", help="Only contents with these words, or parts of words, in name or labels.")
 @click.option("--since", metavar="TIME", help="Only contents published at or after this time (ISO 8601, UTC).")
 @click.option("--until", metavar="TIME", help="Only contents published before this time.")
+@click.option("--min-size", type=click.IntRange(min=0), metavar="BYTES", help="Only contents of at least this size.")
+@click.option("--max-size", type=click.IntRange(min=0), metavar="BYTES", help="Only contents of at most this size.")
 @click.option("--revises", metavar="ID", help="Only revisions of this content.")
+@click.option("--current", is_flag=True, default=None, help="Only what no later revision has replaced.")
+@click.option("--conflict", is_flag=True, default=None, help="Only versions that stand side by side.")
 @click.option("--sort", type=SORTS, help="By order on the log, time or size; with - the last or largest first.")
-@limit_option
-@timeout_option(60.0)
-def ls(session: Session, limit: int | None, timeout: float, **filters: str | None) -> None:
+@paged
+def ls(session: Session, **asked: Any) -> None:
     """List the contents, the newest first."""
-    _list(session, "catalogue", LS_COLUMNS, limit, timeout, filters)
+    show(session, "catalogue", **asked)
 
 
 @command("ballots")
 @click.option("--state", type=BALLOT_STATES, help="Only ballots in this state (default: all).")
 @click.option("--content", "content_id", metavar="ID", help="Only ballots about this content.")
-@limit_option
-@timeout_option(60.0)
-def ballots(session: Session, limit: int | None, timeout: float, **filters: str | None) -> None:
+@click.option("--proposer", metavar="DID", help="Only ballots that this member proposed.")
+@click.option("--waiting", metavar="DID", help="Only open ballots that wait for this member.")
+@paged
+def ballots(session: Session, **asked: Any) -> None:
     """List the proposals to forget, and who agreed."""
-    _list(session, "ballots", BALLOT_COLUMNS, limit, timeout, filters)
+    show(session, "ballots", **asked)
 
 
-def _list(
+@command("members")
+@click.option("--state", type=click.Choice(["member", "removed", "all"]), help="Only these (default: all).")
+@paged
+def members(session: Session, **asked: Any) -> None:
+    """List the members, each with its devices below it when it has several."""
+    show(session, "members", **asked)
+
+
+@command("holders")
+@click.argument("content_id", metavar="[ID]", required=False)
+@click.option("--device", metavar="DID", help="Only what this device signed.")
+@click.option("--state", type=click.Choice(["published", "erased", "all"]), help="Only these (default: all).")
+@paged
+def holders(session: Session, **asked: Any) -> None:
+    """List which devices signed that they published or erased a content, or all contents."""
+    show(session, "holders", **asked)
+
+
+@command("query")
+@click.argument("view")
+@click.argument("filters", metavar="[FILTER=VALUE]...", nargs=-1)
+@paged
+def query(session: Session, view: str, filters: tuple[str, ...], **asked: Any) -> None:
+    """Ask any view, those of plug-ins too, such as: query timeline type=content-published/1 sort=order."""
+    given: dict[str, Any] = {}
+    for text in filters:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.UsageError(f"{text[:60]!r} is no filter: write FILTER=VALUE, such as state=open")
+        given[name] = value
+    if overlap := sorted(given.keys() & asked.keys()):
+        raise click.UsageError(f"{overlap[0]} is an option: --{overlap[0].replace('_', '-')}")
+    show(session, view, **asked, **given)
+
+
+def show(
     session: Session,
     view: str,
-    columns: Sequence[Column],
+    *,
     limit: int | None,
     timeout: float,
-    filters: dict[str, str | None],
+    cursor: str | None,
+    as_of: AsOf | None,
+    **filters: Any,
 ) -> None:
+    """Print the rows of a view."""
     given = {name: value for name, value in filters.items() if value is not None}
+    more: str | None = None
     with session.client(timeout) as client:
-        rows = client.query(view, limit=limit, **given)
+        if limit is None and cursor is None:
+            rows: Any = client.query(view, limit=None, as_of=as_of, **given)
+        else:
+            page = client.page(view, limit=limit or 1_000_000, cursor=cursor, as_of=as_of, **given)
+            rows, more = page.rows, page.cursor
     if session.json:
         emit(rows)
     else:
-        table(_builtins(rows), columns)
+        plain = shown_rows(view, [row.as_dict() for row in rows])
+        table(plain, of_rows(view, plain))
+    if more is not None:
+        click.echo(f"more rows follow: repeat it with --cursor {more}", err=True)
 
 
-def _show_change(session: Session, change: Change) -> None:
+def show_past(session: Session, client: Client, views: list[str], as_of: AsOf) -> None:
+    """Print whole views as they were: one document, or a table for each."""
+    found = {view: client.query(view, limit=None, as_of=as_of) for view in views}
     if session.json:
-        emit(change)
+        emit(found)
         return
-    what = change.type.partition("/")[0].replace("-", " ")
-    start, ids = f"{change.position:>7}  {moment(change.time)}  {what:<22}  ", list(change.ids)
-    screen = screen_width()
-    if screen is not None and len(start) + len(" ".join(ids)) > screen:  # in full where it fits, and in a pipe
-        ids = [short_did(i) if i.startswith("did:") else f"{i[:8]}{ELLIPSIS}" for i in ids]
-    click.echo(printable(start + " ".join(ids)).rstrip())
+    for view, rows in found.items():
+        click.secho(printable(f"{view}, as of {as_of}"), bold=True)
+        plain = shown_rows(view, [row.as_dict() for row in rows])
+        table(plain, of_rows(view, plain))
 
 
-@command("log")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Only events after this position.")
-@timeout_option(60.0)
-def log(session: Session, after: int, timeout: float) -> None:
-    """Print the events, oldest first: what happened, when, to which content."""
+@command("retry")
+@click.argument("view", required=False)
+@timeout_option(3600.0)
+@click.pass_context
+def retry(ctx: click.Context, session: Session, view: str | None, timeout: float) -> None:
+    """Fold again what a view, or any view, could not fold. Exit code 1: something still fails."""
     with session.client(timeout) as client:
-        last = client.status().position
-        if after >= last:
-            return
-        for change in client.subscribe(EVENTS, after=after):
-            _show_change(session, change)
-            if change.position >= last:
-                return
+        report = client.retry(view, timeout=timeout)
+    if session.json:
+        emit(report)
+    else:
+        for name, outcome in report.items():
+            why = f": {outcome['error']}" if outcome["error"] else ""
+            click.echo(printable(f"{name}: {outcome['retried']} folded now, {outcome['parked']} still parked{why}"))
+    if any(outcome["parked"] for outcome in report.values()):
+        ctx.exit(1)
 
 
-@command("watch")
-@click.argument("view", default=EVENTS)
-@click.option("--after", type=click.IntRange(min=0), help="Start after this position (default: now).")
-@timeout_option(60.0)
-def watch(session: Session, view: str, after: int | None, timeout: float) -> None:
-    """Follow a view, or the events, until Ctrl-C."""
-    with session.client(timeout) as client:
-        start = client.status().position if after is None else after
-        for change in client.subscribe(view, after=start):
-            _show_change(session, change)
-
-
-COMMANDS = (ls, log, watch, ballots)
+COMMANDS = (ls, ballots, members, holders, query, retry)

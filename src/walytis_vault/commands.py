@@ -1,0 +1,168 @@
+"""The commands of the service that change what all members agree on to forget: ballots.
+
+Each reads what it decides on, lets the domain decide, and appends on condition that nothing was added meanwhile;
+with a `RequestKey` the reply is kept with the effect, so that a retry finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+from eventsourcing.persistence import IntegrityError
+
+from walytis_vault.adapters.storage.content_store import DiskContentStore
+from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.bus.messages import BallotInfo, RequestKey
+from walytis_vault.domain import events as ev
+from walytis_vault.domain.contents import decide_forget
+from walytis_vault.domain.errors import ConflictError, MisuseError, UnknownIdError
+from walytis_vault.domain.forgetting import Ballot, decide_answer, decide_withdraw
+from walytis_vault.domain.ids import ID_BYTES, BallotId, ContentId, parse_ballot_id, parse_content_id
+from walytis_vault.domain.limits import LIMITS
+from walytis_vault.domain.ports import Clock, Randomness
+from walytis_vault.eraser import Eraser
+from walytis_vault.home import VaultConfig
+from walytis_vault.publishing import ATTEMPTS, position_receipt
+from walytis_vault.reading import Reading, read_state
+
+Decision = Callable[[Reading], Sequence[ev.Event]]
+"""Events to append for what was read; none when it stands already."""
+
+
+class Commands:
+    """Part of `NodeService`. Safe for many threads."""
+
+    def __init__(
+        self,
+        config: VaultConfig,
+        log: VaultLog,
+        store: DiskContentStore,
+        eraser: Eraser,
+        *,
+        clock: Clock,
+        randomness: Randomness,
+    ) -> None:
+        """Bind to the parts of a node."""
+        self._config = config
+        self._vault_log = log
+        self._log = log.recorder
+        self._store = store
+        self._eraser = eraser
+        self._clock = clock
+        self._randomness = randomness
+        self._me = config.member
+
+    # -- forgetting ---------------------------------------------------------------------------------------------
+
+    def forget(self, contents: tuple[str, ...], reason: str, key: RequestKey | None = None) -> BallotInfo:
+        """See `VaultService.forget`."""
+        wanted = [parse_content_id(c) for c in dict.fromkeys(contents)]
+        if len(wanted) > LIMITS.ballot_contents:
+            raise MisuseError(f"one ballot names at most {LIMITS.ballot_contents} contents: use several")
+        # A retried request proposes under the same id, whatever its first attempt achieved.
+        ballot_id = BallotId(key.request_id if key is not None else self._randomness.token(ID_BYTES))
+        standing: list[bytes] = [ballot_id]
+
+        self._store.make_room()
+
+        def decide(reading: Reading) -> Sequence[ev.Event]:
+            standing[:] = [ballot_id]
+            if reading.state.ballots.ballot(ballot_id) is not None:
+                return []
+            decided = decide_forget(reading.state, wanted, by=self._me)
+            if isinstance(decided, Ballot):
+                standing[:] = [decided.ballot_id]
+                return []
+            electorate = self._vault_log.membership().active()
+            sealed = self._store.seal_reason(ContentId(decided[0]), reason) if reason else b""
+            proposal = ev.ForgettingProposed(
+                ballot_id=ballot_id, contents=decided, electorate=electorate, reason=sealed
+            )
+            return [proposal]
+
+        position = self._command(decide, contents=wanted, ballots=[ballot_id], key=key)
+        self._eraser.settle(standing)
+        return self._ballot_info(standing[0], position)
+
+    def consent(self, ballot_id: str, key: RequestKey | None = None) -> BallotInfo:
+        """See `VaultService.consent`."""
+        return self._answer(ballot_id, key, consents=True)
+
+    def refuse(self, ballot_id: str, reason: str, key: RequestKey | None = None) -> BallotInfo:
+        """See `VaultService.refuse`."""
+        return self._answer(ballot_id, key, consents=False, reason=reason)
+
+    def withdraw(self, ballot_id: str, key: RequestKey | None = None) -> BallotInfo:
+        """See `VaultService.withdraw`."""
+        wanted = parse_ballot_id(ballot_id)
+
+        def decide(reading: Reading) -> Sequence[ev.Event]:
+            changes = decide_withdraw(reading.state.ballots, wanted, by=self._me)
+            return [ev.ForgettingWithdrawn(ballot_id=wanted)] if changes else []
+
+        return self._ballot_info(wanted, self._command(decide, ballots=[wanted], key=key))
+
+    def _answer(self, ballot_id: str, key: RequestKey | None, *, consents: bool, reason: str = "") -> BallotInfo:
+        wanted = parse_ballot_id(ballot_id)
+        self._store.make_room()
+
+        def decide(reading: Reading) -> Sequence[ev.Event]:
+            if not decide_answer(reading.state.ballots, wanted, by=self._me, consents=consents):
+                return []
+            if consents:
+                return [ev.ForgettingConsented(ballot_id=wanted)]
+            ballot = reading.state.ballots.ballot(wanted)
+            first = ContentId(ballot.proposal.contents[0]) if ballot else None
+            sealed = self._store.seal_reason(first, reason) if reason and first else b""
+            return [ev.ForgettingRefused(ballot_id=wanted, reason=sealed)]
+
+        position = self._command(decide, ballots=[wanted], key=key)
+        self._eraser.settle([wanted])
+        return self._ballot_info(wanted, position)
+
+    def _ballot_info(self, ballot_id: bytes, position: int) -> BallotInfo:
+        ballot = read_state(self._log, ballots=[ballot_id]).state.ballots.ballot(ballot_id)
+        if ballot is None:
+            raise UnknownIdError(f"no ballot {ballot_id.hex()} is known here: `ballots` lists them")
+        return BallotInfo(
+            ballot_id=ballot_id.hex(),
+            state=ballot.state,
+            contents=tuple(c.hex() for c in ballot.proposal.contents),
+            electorate=ballot.proposal.electorate,
+            consents=ballot.consents,
+            refusals=ballot.refusals,
+            receipts=ballot.receipts,
+            position=max(position, self._vault_log.index.horizon),
+        )
+
+    # -- commands in general ------------------------------------------------------------------------------------
+
+    def _command(
+        self,
+        decide: Decision,
+        *,
+        contents: Sequence[bytes] = (),
+        ballots: Sequence[bytes] = (),
+        key: RequestKey | None = None,
+    ) -> int:
+        """Read, decide, append on condition; again when the log changed in between. Returns the position."""
+        if key is not None and (reply := self._kept(key)) is not None:
+            return msgspec.msgpack.decode(reply, type=int)
+        receipt = None if key is None else position_receipt(key)
+        for _ in range(ATTEMPTS):
+            reading = read_state(self._log, contents, ballots)
+            events = decide(reading)
+            if not events:
+                return self._vault_log.index.horizon
+            try:
+                done = self._log.append_once(ev.to_dcb_all(events), reading.condition, receipt=receipt)
+            except IntegrityError:
+                continue
+            if done.repeated and done.reply is not None:
+                return msgspec.msgpack.decode(done.reply, type=int)
+            return done.last
+        raise ConflictError("what this request depends on is changing too quickly: repeat it")
+
+    def _kept(self, key: RequestKey) -> bytes | None:
+        return self._vault_log.index.kept_reply(key.client, key.request_id, key.digest, self._clock.wall_ms())
