@@ -59,6 +59,7 @@ def shell(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(300)  # dozens of processes, one after the other
 @pytest.mark.parametrize("document", ["README.md", "docs/first-session.md"])
 def test_sessions_in_the_documents_run(document: str, shell: dict[str, str], tmp_path: Path) -> None:
     """Every command of a document's session does what is shown below it."""
@@ -106,7 +107,7 @@ def test_python_in_the_readme_runs(tmp_path: Path) -> None:
     assert "content-erased" in done.stdout
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/first-session.md", "docs/operations.md"])
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
 def test_links_in_the_documents_lead_somewhere(document: str) -> None:
     """Every relative link of a document names a file or folder that is there."""
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import hashlib
 import io
+import json
 import os
 import secrets
 import subprocess
@@ -16,7 +19,9 @@ from typing import Any
 
 import pytest
 
+from support.canaries import find_canaries
 from walytis_vault import (
+    AsyncClient,
     Client,
     ConflictError,
     ForgottenError,
@@ -225,3 +230,45 @@ def test_the_audit_finds_nothing_wrong(client: Client) -> None:
     assert report["ok"], report
     assert all(view["equal"] for view in client.replay().values())
     assert client.status().details["errors"] == {}
+
+
+def test_the_record_goes_out_as_a_file_that_a_stranger_can_check(vault: Node, client: Client, tmp_path: Path) -> None:
+    """A bundle from the node verifies in a process that knows no vault; it holds no names and no content."""
+    secret, name = secrets.token_bytes(32), secrets.token_bytes(16).hex()
+    published = client.publish(secret * 3, name=name, labels=(name[::-1],))
+    canaries = {"content": secret, "name": name.encode(), "label": name[::-1].encode()}
+    done = client.export(tmp_path / "bundle")
+
+    async def again() -> str:
+        async with AsyncClient(vault.home) as other:
+            return (await other.export(tmp_path / "again")).digest
+
+    assert asyncio.run(again()) == done.digest
+    assert hashlib.sha256((tmp_path / "bundle").read_bytes().rpartition(b'{"type":"end"')[0]).hexdigest() == done.digest
+    assert find_canaries(tmp_path, canaries) == []
+    (tmp_path / "control").write_text(repr(client.query("catalogue", content_id=published.content_id)))
+    assert {hit.canary for hit in find_canaries(tmp_path, canaries)} == {"name", "label"}
+
+    def check(*words: str) -> tuple[int, dict[str, Any]]:
+        child = subprocess.run(
+            [sys.executable, "-m", "walytis_vault", "verify", str(tmp_path / "bundle"), "--json", *words],
+            env={
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "HOME": str(tmp_path / "nowhere"),
+                "PATH": os.environ["PATH"],
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        return child.returncode, json.loads(child.stdout)
+
+    code, report = check("--root", done.root, "--digest", done.digest, "--vault", done.vault_id)
+    assert (code, report["ok"]) == (0, True), report["findings"]
+    assert published.content_id in {row["content_id"] for row in report["contents"]}
+    assert report["exported"]["member"] == client.status().did
+    lines = (tmp_path / "bundle").read_bytes().splitlines(keepends=True)
+    (tmp_path / "bundle").write_bytes(b"".join(lines[:3] + lines[4:]))
+    code, report = check()
+    assert (code, report["ok"]) == (1, False)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from walytis_vault import Client, Node
+import pytest
+
+from walytis_vault import Client, Node, TransportError, node
 from walytis_vault.node import join_vault
 
 T = TypeVar("T")
-PATIENCE_S = 20.0
-JOIN_TRIES = 2
+PATIENCE_S = 60.0
+JOIN_TRIES = 3
 
 
 def eventually(look: Callable[[], T], what: str, patience: float = PATIENCE_S) -> T:
@@ -45,12 +50,27 @@ class Member:
         """The member's DID."""
         return self.client.status().did
 
-    def start(self) -> Member:
-        """Serve."""
-        self.node = Node.open(self.home)
+    @property
+    def device(self) -> str:
+        """The device's DID."""
+        return self.client.status().device
+
+    def start(self, **options: Any) -> Member:
+        """Serve. Takes the options of `Node.open`."""
+        self.node = Node.open(self.home, **options)
         self._client = Client(self.home)
         self._client.__enter__()
         return self
+
+    def start_as(self, module: str, **environment: str) -> Member:
+        """Serve by another program than the usual one: a test's own, with these variables in its environment."""
+        tests = str(Path(__file__).parents[1])
+        with pytest.MonkeyPatch.context() as other:
+            other.syspath_prepend(tests)
+            other.setattr(node, "CHILD_MODULE", module)
+            for name, value in environment.items():
+                other.setenv(name, value)
+            return self.start()
 
     def stop(self) -> None:
         """End the node. Idempotent."""
@@ -59,6 +79,29 @@ class Member:
             client.__exit__(None, None, None)
         if node is not None:
             node.close()
+
+    def kill(self) -> None:
+        """End the node as a power cut would."""
+        client, self._client, node, self.node = self._client, None, self.node, None
+        assert node is not None
+        node.kill()
+        if client is not None:
+            client.__exit__(None, None, None)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the node's process without ending it, as if its network were cut, for as long as the block runs."""
+        assert self.node is not None
+        os.kill(self.node.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.node.pid, signal.SIGCONT)
+
+    def state(self, content_id: str) -> str | None:
+        """The state of a content in the catalogue, None when it is not there."""
+        row = self.row(content_id)
+        return None if row is None else str(row.state)
 
     def row(self, content_id: str) -> Any:
         """The catalogue's row of a content, None while there is none."""
@@ -80,18 +123,44 @@ def found(home: Path) -> Member:
     return Member(home).start()
 
 
-def join(home: Path, inviter: Member) -> Member:
-    """A new member whose node runs and is connected to the inviter's."""
-    join_vault(home, inviter.client.invite(expires=600))
+def join(home: Path, inviter: Member, *, device: bool = False) -> Member:
+    """A new member, or another device of the inviter's, whose node runs and is connected to the inviter's."""
+    code = inviter.client.invite(expires=600, device=device)
+    for left in reversed(range(JOIN_TRIES)):
+        try:
+            join_vault(home, code)
+            break
+        except TransportError:  # the identity library's own patience is short when the machine is busy
+            if not left:
+                raise
     member = Member(home).start()
     meet(inviter, member)
     return member
 
 
+def found_and_join(folder: Path, *names: str) -> list[Member]:
+    """A vault of as many members as names, whose nodes run and are connected."""
+    members = [found(folder / names[0])]
+    try:
+        for name in names[1:]:
+            members.append(join(folder / name, members[0]))
+        meet(*members)
+    except BaseException:
+        stop_all(members)
+        raise
+    return members
+
+
+def stop_all(members: list[Member]) -> None:
+    """End all nodes."""
+    for member in members:
+        member.stop()
+
+
 def meet(*members: Member) -> None:
     """Wait until all are connected to each other."""
     for member in members:
-        others = {m.did for m in members if m is not member}
+        others = {m.device for m in members if m is not member}
         eventually(lambda m=member, o=others: o <= set(m.client.status().peers), "all nodes are connected")  # type: ignore[misc]
 
 

@@ -9,11 +9,11 @@ import unicodedata
 
 import click
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from walytis_vault.cli.columns import BALLOTS, LS
 from walytis_vault.cli.output import cell_width, moment, one_line, printable, short_did, size, table
-from walytis_vault.cli.views import BALLOT_COLUMNS, LS_COLUMNS
 
 TEXTS = st.text(max_size=60)
 ROWS = st.lists(
@@ -45,7 +45,7 @@ def _printed(rows: list[dict[str, object]], columns: int | None) -> list[str]:
     sys.stdout = Terminal() if columns else io.StringIO()
     os.environ["COLUMNS"] = str(columns or 80)
     try:
-        table(rows, LS_COLUMNS)
+        table(rows, LS)
         return [click.unstyle(line) for line in sys.stdout.getvalue().split("\n")]
     finally:
         sys.stdout = stdout
@@ -55,6 +55,7 @@ def _printed(rows: list[dict[str, object]], columns: int | None) -> list[str]:
             os.environ["COLUMNS"] = before
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ROWS, st.sampled_from([80, 100, 120, 160, 200]))
 def test_tables_fit_the_terminal(rows: list[dict[str, object]], columns: int) -> None:
     """No line is wider than the terminal, each row is one line, and no id is cut."""
@@ -64,11 +65,12 @@ def test_tables_fit_the_terminal(rows: list[dict[str, object]], columns: int) ->
     assert all(str(row["content_id"]) in line for row, line in zip(rows, lines[1:], strict=False))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ROWS)
 def test_nothing_is_cut_in_a_pipe(rows: list[dict[str, object]]) -> None:
     """Where no terminal reads, all columns are there in full."""
     lines = _printed(rows, None)
-    assert lines[0].split() == [c.title for c in LS_COLUMNS]
+    assert lines[0].split() == [c.title for c in LS]
     for row, line in zip(rows, lines[1:], strict=False):
         assert printable(row["name"] or "").strip() in line
 
@@ -113,4 +115,4 @@ def test_every_column_of_ballots_can_be_made() -> None:
     """The table of ballots needs no more than the fields that a ballot is sure to have."""
     row = {"ballot_id": "00", "state": "open", "contents": ["a"], "electorate": ["x", "y"], "consents": ["x"],
            "receipts": [], "time": "", "proposer": "x"}  # fmt: skip
-    assert [str(c.cell(row)) for c in BALLOT_COLUMNS][3] == "1/2"
+    assert [str(c.cell(row)) for c in BALLOTS][3] == "1/2"

@@ -1,0 +1,34 @@
+"""A disk that is really full: a small tmpfs in a mount namespace of its own, with a real node on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "support" / "small_disk.py"
+PROMISES = [
+    "large ones refused",
+    "small ones refused",
+    "another program took the rest",
+    "reads work",
+    "forgetting works",
+    "a restart works",
+    "forgetting all large ones works",
+    "publishing works again",
+]
+
+
+@pytest.mark.long
+def test_a_vault_on_a_full_disk(tmp_path: Path) -> None:
+    """Publishing is refused with our error, reading and forgetting work, the node starts, and room comes back."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TMPDIR": str(tmp_path)}
+    # A user namespace of its own lets anybody mount; the mount goes with the process.
+    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, str(SCRIPT), str(tmp_path), "40"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    said = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert [p for p in PROMISES if not any(line.startswith(p) for line in said)] == []
