@@ -12,7 +12,7 @@ import pytest
 
 from support.canaries import find_canaries
 from support.command_line import ENVIRONMENT, words_for
-from support.peer_nodes import Member, agree, eventually, found, join
+from support.peer_nodes import Member, agree, eventually, found, join, meet
 from walytis_vault import ForgottenError, MisuseError, VaultError
 from walytis_vault.node import join_vault
 
@@ -142,40 +142,37 @@ def test_members_that_were_off_catch_up(pair: tuple[Member, Member, str]) -> Non
     agree(a, b)
 
 
-@pytest.mark.long
-def test_three_members_and_a_removal(tmp_path: Path) -> None:
-    """With three: a ballot that waits for a removed member carries, and the removed gets and says nothing more."""
-    members: list[Member] = []
+def test_a_second_device_is_the_same_member(pair: tuple[Member, Member, str], tmp_path: Path) -> None:
+    """Its contents are its member's, its vote is its member's only one, its receipt its own; lost, it alone goes."""
+    a, b, _ = pair
+    secret = secrets.token_bytes(32)
+    second = join(tmp_path / "second", b, device=True)
     try:
-        members.append(a := found(tmp_path / "a"))
-        members.append(b := join(tmp_path / "b", a))
-        members.append(c := join(tmp_path / "c", a))
-        eventually(lambda: len(b.client.status().peers) == 2, "the second finds the third")
-        content_id = c.client.publish(b"for all three").content_id
-        for member in (a, b):
-            eventually(lambda m=member: (r := m.row(content_id)) and r.state == "available", "the content came")  # type: ignore[misc]
-        agree(a, b, c)
+        meet(a, b, second)
+        assert second.did == b.did
+        assert second.device != b.device
+        content_id = second.client.publish(secret * 30).content_id
+        for member in (a, b, second):
+            eventually(lambda m=member: m.state(content_id) == "available", "it is everywhere")  # type: ignore[misc]
+            assert member.row(content_id).author == b.did
+            assert [len(m.devices) for m in member.client.members()] == [1, 2]
         ballot_id = a.client.forget(content_id).ballot_id
-        eventually(lambda: b.ballot(ballot_id), "the second sees the ballot")
-        assert b.client.consent(ballot_id).state == "open"
-        gone = c.did
-        a.client.remove(gone)
-        for member in (a, b):
-            eventually(lambda m=member: m.ballot(ballot_id).state == "carried", "the ballot carries without it")  # type: ignore[misc]
-        after = a.client.publish(b"after the removal").content_id
-        eventually(lambda: (r := b.row(after)) and r.state == "available", "the members go on")
-        eventually(lambda: not c.client.status().peers, "nobody talks to the removed any more")
+        eventually(lambda: second.ballot(ballot_id), "the second device sees the ballot")
+        assert second.client.consent(ballot_id).state == "carried"
+        for member in (a, b, second):
+            eventually(lambda m=member: len(m.ballot(ballot_id).receipts) == 3, "three receipts")  # type: ignore[misc]
+            assert (len(member.ballot(ballot_id).consents), member.state(content_id)) == (2, "forgotten")
+            assert find_canaries(member.home, {"content": secret}) == []
+        agree(a, b, second)
+        b.client.remove(second.device)
+        eventually(lambda: not second.client.status().peers, "nobody talks to the lost device")
         with pytest.raises(VaultError):
-            c.client.publish(b"from the removed")
-        with pytest.raises(VaultError):
-            c.client.request(after)
-        assert [m.state for m in a.client.members() if m.did == gone] == ["removed"]
-        agree(a, b)
-        assert a.client.audit()["ok"]
-        assert b.client.audit()["ok"]
+            second.client.publish(b"from the lost device")
     finally:
-        for member in members:
-            member.stop()
+        second.stop()
+    after = b.client.publish(b"after the loss").content_id
+    eventually(lambda: a.state(after) == "available", "its member goes on")
+    agree(a, b)
 
 
 @pytest.mark.long

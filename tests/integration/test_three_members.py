@@ -9,10 +9,13 @@ import pytest
 
 from support.canaries import find_canaries
 from support.command_line import as_json, run
+from support.faulty_process import FAULT_VARIABLE
+from support.lying_process import LIE_VARIABLE
 from support.peer_nodes import Member, agree, eventually, found_and_join, meet, stop_all
 from walytis_vault import ForgottenError, VaultError
 
 Trio = tuple[Member, Member, Member]
+MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,6 @@ def test_all_consent_all_erase_and_nothing_is_left_on_any_disk(trio: Trio) -> No
         assert member.state(content_id) == "forgotten"
 
 
-@pytest.mark.long
 def test_who_was_off_erases_when_it_is_back_and_never_gets_it_again(trio: Trio) -> None:
     """A node that is off while a ballot carries erases at its return; one that lacked the bytes never fetches them."""
     a, b, c = trio
@@ -156,7 +158,54 @@ def test_a_cut_between_members_heals(trio: Trio) -> None:
             assert member.client.request(content_id) == data
 
 
-@pytest.mark.long
+def held_by_two(publisher: Member, holder: Member, data: bytes) -> str:
+    """A content that its publisher and one more hold."""
+    content_id = publisher.client.publish(data).content_id
+    eventually(lambda: holder.row(content_id), "the content is known")
+    assert holder.client.request(content_id) == data
+    return content_id
+
+
+def test_a_holder_that_dies_while_it_serves_is_replaced(trio: Trio) -> None:
+    """Of two holders one is killed in the middle of a content: who asked for it gets all of it all the same."""
+    a, b, c = trio
+    data = secrets.token_bytes(96 * MIB)
+    content_id = held_by_two(c, a, data)
+    c.stop()
+    c.start_as("support.faulty_process", **{FAULT_VARIABLE: "serve.before_segment:3"})
+    meet(*trio)
+    eventually(lambda: b.state(content_id) == "pending", "the content is known")
+    assert b.client.request(content_id, timeout=60) == data
+    assert c.node is not None
+    assert not c.node.running, "it died on the way"
+    c.stop()
+    c.start()
+    meet(*trio)
+    agree(*trio)
+
+
+def test_a_member_that_serves_lies_is_not_believed(trio: Trio) -> None:
+    """Its wrong bytes are refused: what another holds comes from there, and what it alone holds when it is honest."""
+    a, b, c = trio
+    data, alone = secrets.token_bytes(3 * MIB + 5), secrets.token_bytes(3 * MIB + 5)
+    held, not_held = held_by_two(c, a, data), c.client.publish(alone).content_id
+    c.stop()
+    c.start_as("support.lying_process", **{LIE_VARIABLE: "wrong_bytes"})
+    meet(*trio)
+    eventually(lambda: b.row(held) and b.row(not_held), "the contents are known")
+    with pytest.raises(VaultError):
+        b.client.request(not_held, timeout=3)
+    assert b.state(not_held) == "pending"
+    assert b.client.request(held, timeout=60) == data
+    c.stop()
+    c.start()
+    meet(*trio)
+    assert b.client.request(not_held, timeout=60) == alone
+    agree(*trio)
+    for member in trio:
+        assert member.client.audit(read_data=True)["ok"]
+
+
 def test_a_removal_settles_what_waited_for_the_removed(trio: Trio) -> None:
     """A ballot that waits for one member only carries when that member is removed, which then gets and says nothing."""
     a, b, c = trio

@@ -23,6 +23,7 @@ from walytis_vault.domain.errors import (
     TransportError,
 )
 from walytis_vault.domain.events import DeviceKeys
+from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.limits import SEGMENT_BYTES
 from walytis_vault.domain.ports import Clock, Verifier
@@ -151,6 +152,7 @@ class PeerDesk:
         if number > segment_count(1 << 50):
             raise MisuseError("no content has so many segments")
         segment = self._store.read_ciphertext(content_id, number * SEGMENT_BYTES, SEGMENT_BYTES)
+        fault("serve.before_segment")
         with self._lock:
             self.sent += len(segment)
         return segment
