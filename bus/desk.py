@@ -6,10 +6,7 @@ asked for last. After that the service remembers it. Running calls are touched b
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Final
-
-from msgspec.structs import replace
 
 from walytis_vault.bus import calls as c
 from walytis_vault.bus.batcher import Batcher
@@ -18,6 +15,7 @@ from walytis_vault.bus.errors import shield
 from walytis_vault.bus.messages import InlinePublish, Published, QueryPage, RequestKey
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import Header, Kind, encode
+from walytis_vault.bus.request_key import request_key
 from walytis_vault.bus.service import VaultService
 from walytis_vault.domain.errors import (
     BusyError,
@@ -35,11 +33,11 @@ _TOGETHER: Final = 256
 
 
 class _Running:
-    __slots__ = ("digest", "peer")
+    __slots__ = ("key", "peer")
 
-    def __init__(self, peer: Peer, digest: bytes) -> None:
+    def __init__(self, peer: Peer, key: RequestKey) -> None:
         self.peer = peer
-        self.digest = digest
+        self.key = key
 
 
 class _Publish:
@@ -78,33 +76,22 @@ class Desk:
         if call.VERB not in peer.entry.verbs:
             raise PermissionRefusedError(f"client {peer.entry.name!r} may not {call.VERB}: its key lacks that verb")
 
-    def request_key(self, peer: Peer, message: Header, call: c.AnyCall) -> RequestKey:
-        """What identifies the effect of a request."""
-        body = message.body
-        if isinstance(call, c.PublishCall) and (call.bulk or call.options.expires_ms is not None):
-            # A span from now is another moment in each repetition of the call: it does not make another request.
-            # Nor does the way that the data takes.
-            body = encode(replace(call, bulk=False, options=replace(call.options, expires_ms=0)))
-        digest = hashlib.sha256(len(body).to_bytes(8, "big") + body)
-        digest.update(message.data)
-        return RequestKey(client=peer.entry.name, request_id=message.id, digest=digest.digest())
-
     def take(self, peer: Peer, message: Header, call: c.AnyCall) -> None:
         """Work on a call. Raises what the client is told at once."""
         if isinstance(call, c.PublishCall):
             self._check_inline(call, len(message.data))
-        key = self.request_key(peer, message, call)
+        key = request_key(peer.entry.name, message, call)
         name = (key.client, key.request_id)
         running = self._running.get(name)
         if running is not None:
-            if running.digest != key.digest:
+            if running.key != key:
                 raise ConflictError("this request id is in use for another request: make a new one")
             running.peer = peer
             return
         limits = self._door.limits
         if peer.requests >= limits.peer_requests or self.count(key.client) >= limits.client_requests:
             raise BusyError("too many requests at once: wait for replies, then repeat")
-        running = self._running[name] = _Running(peer, key.digest)
+        running = self._running[name] = _Running(peer, key)
         peer.requests += 1
         self._per_client[key.client] = self.count(key.client) + 1
         data = message.data

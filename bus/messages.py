@@ -117,7 +117,10 @@ class RequestKey(msgspec.Struct, frozen=True, kw_only=True):
     request_id: bytes
     """16 bytes made by the client."""
     digest: bytes
-    """SHA-256 of the request, so that the same id with another body is an error."""
+    """SHA-256 of what the record will say of the request anyway: the same id with another body is an error."""
+    sealed: bytes = b""
+    """SHA-256 of what the record will hold sealed (content, name, labels, note, reason); b"" for nothing. Whoever has
+    it can try guesses: it is never kept as it is, see `request_codes`."""
 
 
 class InlinePublish(msgspec.Struct, frozen=True, kw_only=True):

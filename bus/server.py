@@ -36,6 +36,7 @@ from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import GONE, NOTHING, BusLimits, Header, Kind, Pong, decode
+from walytis_vault.bus.request_key import request_key
 from walytis_vault.bus.security import BusKeys, ClientEntry, bus_keys, make_private_folder
 from walytis_vault.bus.service import VaultService
 from walytis_vault.bus.uploads import Uploads
@@ -244,7 +245,7 @@ class BusServer:
             self._downloads.open(peer, message.id, call)
         elif isinstance(call, c.PublishCall) and not call.inline:
             self._check_streams(name)
-            self._uploads.open(peer, call, self._desk.request_key(peer, message, call))
+            self._uploads.open(peer, call, request_key(name, message, call))
         elif isinstance(call, c.SubscribeCall):
             if self._feed.count(name) >= limits.client_subscriptions:
                 raise BusyError(f"client {name!r} has {limits.client_subscriptions} subscriptions: end some first")

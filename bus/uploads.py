@@ -79,7 +79,7 @@ class Uploads:
         name = (key.client, key.request_id)
         old = self._uploads.get(name)
         if old is not None:
-            if old.key.digest != key.digest:
+            if old.key != key:
                 raise ConflictError("this request id is in use for another request: make a new one")
             if old.state in ("committing", "opening"):
                 old.peer = peer  # the reply goes to where it was asked for last

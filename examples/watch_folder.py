@@ -7,7 +7,8 @@ path, size and time, so a file is published once, however often this program is 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import hmac
+import os
 import threading
 from pathlib import Path
 
@@ -27,21 +28,35 @@ def look(folder: Path) -> Seen:
     return found
 
 
-def request_id(path: Path, state: tuple[int, int]) -> bytes:
+def secret_of(folder: Path) -> bytes:
+    """A secret that stays with the folder. The node keeps request ids for ever: a plain hash would confirm names."""
+    path = folder / ".watch_folder.secret"
+    if not path.exists():
+        new = folder / f".watch_folder.{os.getpid()}"
+        new.touch(0o600)
+        new.write_bytes(os.urandom(32))
+        new.replace(path)
+    return path.read_bytes()
+
+
+def request_id(secret: bytes, path: Path, state: tuple[int, int]) -> bytes:
     """16 bytes that are the same for the same version of the same file."""
-    return hashlib.sha256(f"{path.absolute()}\n{state[0]}\n{state[1]}".encode()).digest()[:16]
+    text = f"{path.absolute()}\n{state[0]}\n{state[1]}"
+    return hmac.digest(secret, text.encode(), "sha256")[:16]
 
 
 def watch(client: Client, folder: Path, stop: threading.Event, pause: float = 1.0) -> None:
     """Publish until told to stop."""
     before: Seen = {}
     done: Seen = {}
+    secret = secret_of(folder)
     while not stop.is_set():
         now = look(folder)
         for path, state in now.items():
             if before.get(path) == state != done.get(path):
+                key = request_id(secret, path, state)
                 try:
-                    published = client.publish(path, labels=("dropped",), request_id=request_id(path, state))
+                    published = client.publish(path, labels=("dropped",), request_id=key)
                 except (StorageError, TransportError) as e:
                     print(f"{path.name}: {e}; trying again")
                     continue

@@ -54,6 +54,11 @@ class DiskContentWriter:
         self._finished = False
         state.register(content_id, self)
 
+    @property
+    def key(self) -> ContentKey:
+        """The content's key."""
+        return self._key
+
     def write(self, data: bytes | memoryview) -> None:
         """Add plaintext. Raises StorageError, StorageFullError, MisuseError (over the size limit)."""
         self._check()

@@ -26,7 +26,7 @@ from walytis_vault.adapters.walytis.log_rows import (
     where_clause,
 )
 from walytis_vault.adapters.walytis.overdue import Overdue
-from walytis_vault.adapters.walytis.receipts import find_reply
+from walytis_vault.adapters.walytis.receipts import Same, find_reply, scrub_plain_digests
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.errors import VaultError
 from walytis_vault.domain.events import LoggedEvent
@@ -44,6 +44,7 @@ class LogIndex:
         self.database = database
         with database.transaction() as connection:
             connection.execute(SCHEMA)
+        scrub_plain_digests(database)
         self.overdue = Overdue(database)
         self._advanced = threading.Condition()
         self._listeners: set[threading.Event] = set()
@@ -210,19 +211,19 @@ class LogIndex:
         rows = connection.execute("SELECT batch_id FROM heads ORDER BY depth DESC, batch_id LIMIT ?", (most,))
         return [BatchId(bytes(r[0])) for r in rows]
 
-    def kept_reply(self, client: str, request_id: bytes, digest: bytes, now_ms: int) -> bytes | None:
-        """The reply that an earlier request with this id got. Raises ConflictError, ExpiredRequestError."""
+    def kept_reply(self, client: str, request_id: bytes, is_same: Same, now_ms: int) -> bytes | None:
+        """The reply that an earlier request with this id got. Raises as `find_reply`."""
         with self.database.read() as connection:
-            found = find_reply(connection, client, request_id, digest, now_ms)
+            found = find_reply(connection, client, request_id, is_same, now_ms)
             return found.reply if found else None
 
-    def kept_replies(self, wanted: Sequence[tuple[str, bytes, bytes]], now_ms: int) -> list[bytes | VaultError | None]:
-        """`kept_reply` for many (client, request id, digest) at once, with errors returned."""
+    def kept_replies(self, wanted: Sequence[tuple[str, bytes, Same]], now_ms: int) -> list[bytes | VaultError | None]:
+        """`kept_reply` for many (client, request id, is same) at once, with errors returned."""
         replies: list[bytes | VaultError | None] = []
         with self.database.read() as connection:
-            for client, request_id, digest in wanted:
+            for client, request_id, is_same in wanted:
                 try:
-                    found = find_reply(connection, client, request_id, digest, now_ms)
+                    found = find_reply(connection, client, request_id, is_same, now_ms)
                     replies.append(found.reply if found else None)
                 except VaultError as e:
                     replies.append(e)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from walytis_vault.adapters.walytis.appends import Answers, PendingAppend, event_matches
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.receipts import find_reply
-from walytis_vault.domain.errors import ConflictError
+from walytis_vault.domain.errors import VaultError
 
 
 class Staged(Struct):
@@ -41,8 +41,8 @@ def stage(index: LogIndex, connection: apsw.Connection, group: Sequence[PendingA
                 staged.twins.append(append)
                 continue
             try:
-                kept = find_reply(connection, receipt.client, receipt.request_id, receipt.digest, now_ms)
-            except ConflictError as e:
+                kept = find_reply(connection, receipt.client, receipt.request_id, receipt.is_same, now_ms)
+            except VaultError as e:
                 staged.answers.append((append, e))
                 continue
             if kept is not None:

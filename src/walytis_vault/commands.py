@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from eventsourcing.persistence import IntegrityError
 
+from walytis_vault import request_codes
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.bus.messages import BallotInfo, RequestKey
@@ -63,6 +64,7 @@ class Commands:
         # A retried request proposes under the same id, whatever its first attempt achieved.
         ballot_id = BallotId(key.request_id if key is not None else self._randomness.token(ID_BYTES))
         standing: list[bytes] = [ballot_id]
+        sealed_under: list[ContentId] = []
 
         self._store.make_room()
 
@@ -75,13 +77,14 @@ class Commands:
                 standing[:] = [decided.ballot_id]
                 return []
             electorate = self._vault_log.membership().active()
+            sealed_under[:] = [ContentId(decided[0])]
             sealed = self._store.seal_reason(ContentId(decided[0]), reason) if reason else b""
             proposal = ev.ForgettingProposed(
                 ballot_id=ballot_id, contents=decided, electorate=electorate, reason=sealed
             )
             return [proposal]
 
-        position = self._command(decide, contents=wanted, ballots=[ballot_id], key=key)
+        position = self._command(decide, contents=wanted, ballots=[ballot_id], key=key, sealed_under=sealed_under)
         self._eraser.settle(standing)
         return self._ballot_info(standing[0], position)
 
@@ -105,6 +108,7 @@ class Commands:
 
     def _answer(self, ballot_id: str, key: RequestKey | None, *, consents: bool, reason: str = "") -> BallotInfo:
         wanted = parse_ballot_id(ballot_id)
+        sealed_under: list[ContentId] = []
         self._store.make_room()
 
         def decide(reading: Reading) -> Sequence[ev.Event]:
@@ -113,11 +117,11 @@ class Commands:
             if consents:
                 return [ev.ForgettingConsented(ballot_id=wanted)]
             ballot = reading.state.ballots.ballot(wanted)
-            first = ContentId(ballot.proposal.contents[0]) if ballot else None
-            sealed = self._store.seal_reason(first, reason) if reason and first else b""
+            sealed_under[:] = [ContentId(ballot.proposal.contents[0])] if ballot else []
+            sealed = self._store.seal_reason(sealed_under[0], reason) if reason and sealed_under else b""
             return [ev.ForgettingRefused(ballot_id=wanted, reason=sealed)]
 
-        position = self._command(decide, ballots=[wanted], key=key)
+        position = self._command(decide, ballots=[wanted], key=key, sealed_under=sealed_under)
         self._eraser.settle([wanted])
         return self._ballot_info(wanted, position)
 
@@ -145,16 +149,21 @@ class Commands:
         contents: Sequence[bytes] = (),
         ballots: Sequence[bytes] = (),
         key: RequestKey | None = None,
+        sealed_under: Sequence[ContentId] = (),
     ) -> int:
-        """Read, decide, append on condition; again when the log changed in between. Returns the position."""
+        """Read, decide, append on condition; again when the log changed in between. Returns the position.
+
+        Args:
+            sealed_under: filled by `decide`: the content under whose key it sealed the reason.
+        """
         if key is not None and (reply := self._kept(key)) is not None:
             return msgspec.msgpack.decode(reply, type=int)
-        receipt = None if key is None else position_receipt(key)
         for _ in range(ATTEMPTS):
             reading = read_state(self._log, contents, ballots)
             events = decide(reading)
             if not events:
                 return self._vault_log.index.horizon
+            receipt = None if key is None else position_receipt(key, self._store, next(iter(sealed_under), None))
             try:
                 done = self._log.append_once(ev.to_dcb_all(events), reading.condition, receipt=receipt)
             except IntegrityError:
@@ -165,4 +174,7 @@ class Commands:
         raise ConflictError("what this request depends on is changing too quickly: repeat it")
 
     def _kept(self, key: RequestKey) -> bytes | None:
-        return self._vault_log.index.kept_reply(key.client, key.request_id, key.digest, self._clock.wall_ms())
+        def is_same(kept: bytes) -> bool:
+            return request_codes.is_same(key, kept, self._store)
+
+        return self._vault_log.index.kept_reply(key.client, key.request_id, is_same, self._clock.wall_ms())

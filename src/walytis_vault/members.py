@@ -68,11 +68,12 @@ class MemberDesk:
         Raises:
             UnknownIdError, PermissionRefusedError, ConflictError: see `decide_remove`.
         """
-        if key is not None:
-            kept = self._log.index.kept_reply(key.client, key.request_id, key.digest, self._clock.wall_ms())
+        receipt = None if key is None else position_receipt(key)
+        if receipt is not None:
+            now_ms = self._clock.wall_ms()
+            kept = self._log.index.kept_reply(receipt.client, receipt.request_id, receipt.is_same, now_ms)
             if kept is not None:
                 return msgspec.msgpack.decode(kept, type=int)
-        receipt = None if key is None else position_receipt(key)
         query = DCBQuery(items=[DCBQueryItem(types=sorted(ev.MEMBERSHIP_TOPICS))])
         for _ in range(ATTEMPTS):
             after, membership = self._log.index.horizon, self._log.membership()

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 from eventsourcing.persistence import IntegrityError
 
+from walytis_vault import request_codes
 from walytis_vault.adapters.crypto.descriptor import Descriptor
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.walytis.receipts import Receipt
@@ -27,7 +28,7 @@ from walytis_vault.domain.errors import (
     VaultError,
 )
 from walytis_vault.domain.faults import fault
-from walytis_vault.domain.ids import ContentId, parse_content_id
+from walytis_vault.domain.ids import ContentId, ContentKey, parse_content_id
 from walytis_vault.domain.ports import StoredContent
 from walytis_vault.reading import read_state
 
@@ -112,7 +113,7 @@ class Publication:
         return published
 
     def _append(self, event: ev.ContentPublished) -> Published:
-        receipt = receipt_of(self._id, self._key)
+        receipt = receipt_of(self._id, self._writer.key, self._key, self._store)
         for _ in range(ATTEMPTS):
             condition = None
             if self._options.revises is not None:
@@ -161,24 +162,36 @@ def event_of(stored: StoredContent, options: PublishOptions, descriptor: bytes) 
     )
 
 
-def receipt_of(content_id: ContentId, key: RequestKey | None) -> Receipt | None:
+def receipt_of(
+    content_id: ContentId, content_key: ContentKey, key: RequestKey | None, keys: request_codes.Keys
+) -> Receipt | None:
     """Makes the publish happen once, if it has a request key."""
     if key is None:
         return None
     return Receipt(
         client=key.client,
         request_id=key.request_id,
-        digest=key.digest,
+        kept=request_codes.keep(key, content_id, content_key),
+        is_same=lambda kept: request_codes.is_same(key, kept, keys),
         make_reply=lambda _first, last: msgspec.msgpack.encode(Published(content_id=content_id.hex(), position=last)),
     )
 
 
-def position_receipt(key: RequestKey) -> Receipt:
-    """A receipt whose reply is the last position."""
+def position_receipt(
+    key: RequestKey, keys: request_codes.Keys | None = None, about: ContentId | None = None
+) -> Receipt:
+    """A receipt whose reply is the last position.
+
+    Args:
+        keys: None for a request that has nothing sealed.
+        about: the content under whose key the rest is sealed.
+    """
+    content_key = keys.content_key(about) if keys and about and key.sealed else None
     return Receipt(
         client=key.client,
         request_id=key.request_id,
-        digest=key.digest,
+        kept=request_codes.keep(key, about, content_key),
+        is_same=lambda kept: request_codes.is_same(key, kept, keys),
         make_reply=lambda _first, last: msgspec.msgpack.encode(last),
     )
 

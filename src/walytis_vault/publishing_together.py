@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 from eventsourcing.dcb.api import DCBEvent
 
+from walytis_vault import request_codes
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.storage.content_writer import DiskContentWriter
 from walytis_vault.adapters.walytis.receipts import Appended, Receipt
 from walytis_vault.adapters.walytis.recorder import LogRecorder
 from walytis_vault.adapters.walytis.vault_log import VaultLog
-from walytis_vault.bus.messages import InlinePublish, Published
+from walytis_vault.bus.messages import InlinePublish, Published, RequestKey
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.errors import StorageError, TimedOutError, TransportError, VaultError
 from walytis_vault.domain.faults import fault
@@ -41,7 +43,7 @@ def publish_together(
 
     Returns for each, in order, the receipt or the error: what `Publication` would give; one does not hold up another.
     """
-    keys = [(w.key.client, w.key.request_id, w.key.digest) for w in wanted if w.key is not None]
+    keys = [(k.client, k.request_id, partial(_is_same, k, store)) for w in wanted if (k := w.key) is not None]
     kept = iter(log.index.kept_replies(keys, clock.wall_ms()))
     results = [None if w.key is None else _reply_of(next(kept)) for w in wanted]
     fresh = [number for number, found in enumerate(results) if found is None]
@@ -51,6 +53,10 @@ def publish_together(
     for number, result in zip(fresh, made, strict=True):
         results[number] = result
     return [r for r in results if r is not None]
+
+
+def _is_same(key: RequestKey, store: DiskContentStore, kept: bytes) -> bool:
+    return request_codes.is_same(key, kept, store)
 
 
 def _reply_of(reply: bytes | VaultError | None) -> Published | VaultError | None:
@@ -91,7 +97,7 @@ def _publish_fresh(
             unwanted.append(content_id)
             continue
         stored.append(number)
-        appends.append(([ev.to_dcb(event)], receipt_of(content_id, inline.key)))
+        appends.append(([ev.to_dcb(event)], receipt_of(content_id, writer.key, inline.key, store)))
     fault("publish.after_content")
     try:
         appended = log.append_all(appends)

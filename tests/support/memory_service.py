@@ -142,7 +142,7 @@ class MemoryService(MemorySafe):
         self.events: list[Change] = []
         self.invited: list[InvitationInfo] = []
         self.members = {did: {"did": did, "state": "member"} for did in electorate}
-        self.replies: dict[tuple[str, bytes], tuple[bytes, Any]] = {}
+        self.replies: dict[tuple[str, bytes], tuple[RequestKey, Any]] = {}
         self.sessions: set[MemorySession] = set()
         self.readers: set[MemoryReader] = set()
         self.aborted = 0
@@ -410,14 +410,14 @@ class MemoryService(MemorySafe):
             result = effect()
             self.effects += 1
             if key is not None:
-                self.replies[key.client, key.request_id] = (key.digest, result)
+                self.replies[key.client, key.request_id] = (key, result)
         return result
 
     def _known(self, key: RequestKey) -> object | None:
         found = self.replies.get((key.client, key.request_id))
         if found is None:
             return None
-        if found[0] != key.digest:
+        if found[0] != key:
             raise ConflictError("this request id was used for another request")
         return cast(object, found[1])
 

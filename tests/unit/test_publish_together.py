@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from support.content_stores import AUTHOR, open_store
@@ -14,6 +16,7 @@ from walytis_vault.adapters.crypto.signing import HybridVerifier
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.system import SystemClock, SystemRandomness
+from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.memory_chain import MemoryNetwork
 from walytis_vault.adapters.walytis.receipts import REPLY_KEPT_MS
 from walytis_vault.adapters.walytis.vault_log import VaultLog
@@ -79,12 +82,13 @@ def together(tmp_path: Path) -> Iterator[Together]:
     made.close()
 
 
-def inline(number: int, *, data: bytes = b"x", digest: int | None = None, **options: object) -> InlinePublish:
+def inline(number: int, *, data: bytes = b"x", body: int | None = None, **options: object) -> InlinePublish:
     """A publish with request id `number`."""
     key = RequestKey(
         client="c",
         request_id=number.to_bytes(16, "big"),
-        digest=(number if digest is None else digest).to_bytes(32, "big"),
+        digest=b"d" * 32,
+        sealed=(number if body is None else body).to_bytes(32, "big"),
     )
     return InlinePublish(options=PublishOptions(**options), data=data, key=key)  # type: ignore[arg-type]
 
@@ -118,10 +122,31 @@ def test_the_same_request_in_one_batch_and_later_takes_effect_once(together: Tog
     assert first == second
     assert isinstance(other, Published)
     assert together.publish(inline(1), inline(2)) == [first, other]
-    (conflict,) = together.publish(inline(1, digest=7))
+    (conflict,) = together.publish(inline(1, body=7))
     assert type(conflict) is ConflictError
-    assert together.published == 2
-    assert len(together.store.content_ids()) == 2
+    third, twin = together.publish(inline(3), inline(3, body=7))
+    assert isinstance(third, Published)
+    assert type(twin) is ConflictError
+    assert together.published == 3
+    assert len(together.store.content_ids()) == 3
+
+
+def test_plain_digests_of_an_earlier_version_are_removed(tmp_path: Path) -> None:
+    """A digest that confirms guesses does not survive the next start; the reply does."""
+    together = Together(tmp_path)
+    (first,) = together.publish(inline(1))
+    plain = os.urandom(32)
+    with together.log.index.database.transaction() as connection:
+        connection.execute("UPDATE replies SET digest = ?", (plain,))
+        connection.execute("PRAGMA user_version = 0")
+    database = together.log.index.database
+    database.checkpoint()
+    assert plain in database.path.read_bytes()
+    index = LogIndex(database)
+    assert not [path.name for path in tmp_path.glob("log.sqlite*") if plain in path.read_bytes()]
+    same = index.kept_reply("c", (1).to_bytes(16, "big"), lambda kept: kept == b"", together.clock.wall_ms())
+    assert same == msgspec.msgpack.encode(first)
+    together.close()
 
 
 def test_a_request_id_expires_and_never_takes_effect_again(together: Together) -> None:
@@ -134,7 +159,7 @@ def test_a_request_id_expires_and_never_takes_effect_again(together: Together) -
         (expired,) = together.publish(inline(1))
         assert type(expired) is ExpiredRequestError
         with pytest.raises(ExpiredRequestError):
-            together.log.index.kept_reply("c", (1).to_bytes(16, "big"), b"", together.clock.wall_ms())
+            together.log.index.kept_reply("c", (1).to_bytes(16, "big"), lambda _: True, together.clock.wall_ms())
         assert isinstance(together.publish(inline(extra))[0], Published)
     assert together.published == 4
     together.clock.ahead_ms = 0  # a clock that goes back does not bring a cleared reply back, nor an effect
