@@ -118,6 +118,9 @@ class CiphertextWriter:
         if not 0 <= number < count or len(data) != min(SEGMENT_BYTES, self._length - number * SEGMENT_BYTES):
             raise UntrustedInputError("a segment from a peer has a wrong number or length")
         found = leaf_hash(data)
+        if not self._small:
+            # Before our lock: on a full disk this waits for the store's, and who holds that may be cutting us off.
+            self._state.check_room(len(data))
         with self._lock:
             self._check()
             leaves = self._leaves if self._leaves is not None else [found] if count == 1 else None
@@ -132,7 +135,6 @@ class CiphertextWriter:
             if self._fd is None:
                 self._whole = bytes(data)
             else:
-                self._state.check_room(len(data))
                 with storage_errors("store an incoming content"):
                     self._state.fs.pwrite(self._fd, data, number * SEGMENT_BYTES)
                     if self._leaves is None:  # a single segment, whose leaf nobody gave: readers look for it behind

@@ -1,7 +1,7 @@
 """What the parts of the disk store share: files, index, lock, and whether writing had to stop.
 
-Lock order: `lock` (changes to slots, packs and index rows), then the database's own. Readers take neither for
-long. `handles` are the open readers and writers, which forgetting must be able to cut off.
+Lock order: `lock` (changes to slots, packs and index rows), then that of a reader or writer, then the database's own.
+Readers take none for long. `handles` are the open readers and writers, which forgetting must be able to cut off.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class StoreState:
             raise StorageError(f"the content store stopped writing ({self._failure}): restart the node")
 
     def check_room(self, size: int = 0) -> None:
-        """Raise StorageFullError when `size` more bytes would leave too little for the log, or for forgetting."""
+        """Raise StorageFullError when `size` more bytes would leave too little for the log, or for forgetting.
+
+        May wait for `lock`: whoever can be cut off asks before it takes a lock of its own.
+        """
         if self.ballast.held:
             self.ballast.require(size)
         else:
