@@ -70,6 +70,11 @@ class BlobFiles:
             self.sync_folder()
         return set(blobs) - found
 
+    def has(self, content_id: ContentId) -> bool:
+        """Whether there is a file with a complete ciphertext."""
+        with storage_errors("look at the blob files"):
+            return self._fs.size(self.blob_path(content_id)) is not None
+
     def open_blob(self, content_id: ContentId) -> int | None:
         """A read-only descriptor, None when the file is missing."""
         with storage_errors("open a blob file"):

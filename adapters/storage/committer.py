@@ -18,7 +18,7 @@ import msgspec
 
 from walytis_vault.adapters.storage.index import IN_BLOB, IN_PACK, NOWHERE, Row
 from walytis_vault.adapters.storage.packs import PackRange
-from walytis_vault.adapters.storage.replica import forgotten
+from walytis_vault.adapters.storage.replica import dropped_meanwhile, forgotten
 from walytis_vault.adapters.storage.state import StoreState
 from walytis_vault.domain.errors import ConflictError, StorageError, VaultError
 from walytis_vault.domain.faults import fault
@@ -157,7 +157,7 @@ class GroupCommitter:
         found = state.index.look_up([a.content_id for a in group])
         for arrival, (row, gone) in zip(group, found, strict=True):
             twice = arrival.content_id in taken
-            refusal = forgotten(arrival.content_id) if gone else _refusal(arrival, row, twice)
+            refusal = forgotten(arrival.content_id) if gone else _refusal(arrival, row, twice) or self._lost(arrival)
             if refusal is not None:
                 arrival.error = refusal
             else:
@@ -165,6 +165,14 @@ class GroupCommitter:
                 accepted.append((arrival, row))
         if accepted:
             self._store_accepted(accepted)
+
+    def _lost(self, arrival: Arrival) -> VaultError | None:
+        """Why a content in a blob file cannot be stored: the file went while the arrival waited."""
+        if not arrival.in_blob or self._state.blobs.has(arrival.content_id):
+            return None
+        if self._state.index.is_dropped(arrival.content_id):
+            return dropped_meanwhile(arrival.content_id)
+        return StorageError(f"the bytes of content {arrival.content_id.hex()} vanished before they were stored: repeat")
 
     def _store_accepted(self, accepted: Sequence[tuple[Arrival, Row | None]]) -> None:
         state = self._state

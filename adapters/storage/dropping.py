@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from walytis_vault.adapters.storage.ballast import Ballast
 from walytis_vault.adapters.storage.index import NOWHERE, Row
+from walytis_vault.adapters.storage.replica import dropped_meanwhile
 from walytis_vault.adapters.storage.state import StoreState
-from walytis_vault.domain.errors import ConflictError, StorageError
+from walytis_vault.domain.errors import StorageError
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import ContentId
 
@@ -33,7 +34,7 @@ def drop(state: StoreState, ballast: Ballast, content_id: ContentId) -> int:
         if (row is None or row.place == NOWHERE) and coming is None:
             return 0
         if coming is not None:
-            state.cut_off(content_id, ConflictError(f"content {content_id.hex()} was dropped while it came in"))
+            state.cut_off(content_id, dropped_meanwhile(content_id))
         try:
             ballast.for_step(lambda: state.index.begin_drop(content_id))
             fault("drop.after_mark")

@@ -18,6 +18,7 @@ from walytis_vault.adapters.crypto.descriptor import (
     seal_reason,
 )
 from walytis_vault.domain.errors import (
+    ConflictError,
     DamagedContentError,
     ForgottenError,
     MisuseError,
@@ -160,6 +161,11 @@ def check_content_id(content_id: ContentId) -> None:
 def forgotten(content_id: ContentId) -> ForgottenError:
     """The error for a content that was forgotten."""
     return ForgottenError(f"content {content_id.hex()} was forgotten: its key and bytes are destroyed")
+
+
+def dropped_meanwhile(content_id: ContentId) -> ConflictError:
+    """The error for bytes that were dropped before all of them were stored."""
+    return ConflictError(f"content {content_id.hex()} was dropped while it came in")
 
 
 def missing(content_id: ContentId) -> NotYetAvailableError:
