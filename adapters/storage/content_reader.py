@@ -166,7 +166,8 @@ class DiskContentReader:
         self._ahead: Future[bytes] | None = None
         self._ended: VaultError | None = None
         self._finished = False
-        self._cipher = ContentDecryptor(key, content_context(state.vault_id, author, content_id))
+        context = content_context(state.vault_id, author, content_id)
+        self._cipher: ContentDecryptor | None = ContentDecryptor(key, context)
         self._source = source
         if self._source.length != ciphertext_length(padded) or not 0 <= length <= padded:
             self._source.close()
@@ -205,13 +206,13 @@ class DiskContentReader:
 
     def close(self) -> None:
         """Release the file. Idempotent."""
-        self._ended = self._ended or MisuseError("this content was closed")
-        self._state.unregister(self._content_id, self)
-        self._source.close()
+        self.cut_off(MisuseError("this content was closed"))
 
     def cut_off(self, reason: VaultError) -> None:
-        """Release the file; later reads raise the reason. Any thread."""
-        self._ended = reason
+        """Release file and key; later reads raise the reason. Any thread."""
+        self._ended = self._ended or reason
+        self._cipher = None
+        self._state.unregister(self._content_id, self)
         self._source.close()
 
     def _fail(self, error: VaultError) -> None:
@@ -219,9 +220,12 @@ class DiskContentReader:
         self.close()
 
     def _decrypt_next(self) -> bytes:
+        cipher = self._cipher
+        if cipher is None:
+            raise self._ended or MisuseError("this content was closed")
         if self._next == self._source.count:
             self._finished = True
-            tail = self._cipher.finish()
+            tail = cipher.finish()
             if self._left > len(tail):
                 raise damaged(self._content_id)
             return tail
@@ -230,4 +234,4 @@ class DiskContentReader:
         more = self._next < self._source.count
         ahead = more and self._source.ahead
         self._ahead = self._state.helpers.submit(self._source.segment, self._next) if ahead else None
-        return self._cipher.update(segment)
+        return cipher.update(segment)

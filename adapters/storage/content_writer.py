@@ -45,8 +45,9 @@ class DiskContentWriter:
         self._state = state
         self._committer = committer
         self._content_id = content_id
-        self._key = ContentKey(state.randomness.token(CONTENT_KEY_BYTES))
-        self._cipher = ContentEncryptor(self._key, content_context(state.vault_id, author, content_id))
+        key = ContentKey(state.randomness.token(CONTENT_KEY_BYTES))
+        context = content_context(state.vault_id, author, content_id)
+        self._secrets: tuple[ContentKey, ContentEncryptor] | None = (key, ContentEncryptor(key, context))
         self._buffer = bytearray()
         self._length = 0
         self._sink: BlobSink | None = None
@@ -69,9 +70,9 @@ class DiskContentWriter:
         self._length += len(view)
         try:
             self._take(view)
-        except BaseException:
-            self.abort()
-            raise
+            self._check()  # cut off meanwhile, it must not keep what it took since
+        except BaseException as e:
+            raise self._given_up(e) from e.__cause__
 
     def finish(self) -> StoredContent:
         """Pad, encrypt the rest, make bytes and key durable.
@@ -83,37 +84,46 @@ class DiskContentWriter:
         self._check()
         try:
             stored = self._finish()
-        except BaseException:
-            self.abort()
-            raise
+        except BaseException as e:
+            raise self._given_up(e) from e.__cause__
         self._finished = True
         self._end(MisuseError("this content is finished"))
         return stored
 
     def seal_descriptor(self, descriptor: Descriptor) -> bytes:
         """Seal under this content's key, without a look-up. Raises MisuseError over the limits."""
-        return seal_descriptor(self._key, self._content_id, descriptor)
+        return seal_descriptor(self._opened()[0], self._content_id, descriptor)
 
     def abort(self) -> None:
         """Drop everything that was written, key included. Idempotent."""
-        if self._finished or self._ended is not None:
-            return
-        self._end(MisuseError("this content was aborted"))
+        if not self._finished:
+            self.cut_off(MisuseError("this content was aborted"))
+
+    def cut_off(self, reason: VaultError) -> None:
+        """Drop everything, key included; later calls raise the reason. Any thread."""
+        self._end(reason)
+        self._secrets = None
         if self._sink is not None:
             self._sink.abort()
 
-    def cut_off(self, reason: VaultError) -> None:
-        """Drop everything; later calls raise the reason. Any thread."""
-        if self._ended is None:
-            self._ended = reason
-            if self._sink is not None:
-                self._sink.abort()
+    def _given_up(self, error: BaseException) -> BaseException:
+        """Drop everything; returns what to raise: why we were cut off, if we were."""
+        reason = self._ended or error
+        self.abort()
+        return reason
 
     def _check(self) -> None:
         if self._ended is not None:
             raise self._ended
 
+    def _opened(self) -> tuple[ContentKey, ContentEncryptor]:
+        secrets = self._secrets
+        if secrets is None:
+            raise self._ended or MisuseError("this content has ended")
+        return secrets
+
     def _end(self, reason: VaultError) -> None:
+        # In this order: who finds the buffer empty because of us sees why when it looks.
         self._ended = self._ended or reason
         self._buffer = bytearray()
         self._state.unregister(self._content_id, self)
@@ -123,10 +133,10 @@ class DiskContentWriter:
             if len(self._buffer) + len(view) <= SMALL_BYTES:
                 self._buffer += view
                 return
-            self._sink = self._new_sink()
+            self._open_sink()
         while len(view):
             if not self._buffer and len(view) >= PIECE_BYTES:
-                self._sink.put(self._cipher.update(view[:PIECE_BYTES]))
+                self._put(view[:PIECE_BYTES])
                 view = view[PIECE_BYTES:]
                 continue
             room = PIECE_BYTES - len(self._buffer)
@@ -135,18 +145,27 @@ class DiskContentWriter:
             if len(self._buffer) == PIECE_BYTES:
                 self._flush()
 
-    def _new_sink(self) -> BlobSink:
+    def _open_sink(self) -> BlobSink:
         # Small contents are looked up by the group commit, many at once; a file must not meet one that exists.
         ((row, gone),) = self._state.index.look_up([self._content_id])
         if gone:
             raise forgotten(self._content_id)
         if row is not None and row.place != NOWHERE:
             raise ConflictError(f"content {self._content_id.hex()} is stored already")
-        return BlobSink(self._state, self._content_id)
+        sink = self._sink = BlobSink(self._state, self._content_id)
+        if self._ended is not None:
+            # Whoever cut us off may not have seen it.
+            sink.abort()
+            raise self._ended
+        return sink
+
+    def _put(self, data: bytearray | memoryview) -> None:
+        assert self._sink is not None
+        self._sink.put(self._opened()[1].update(data))
 
     def _flush(self) -> None:
-        if self._sink is not None and self._buffer:
-            self._sink.put(self._cipher.update(self._buffer))
+        if self._buffer:
+            self._put(self._buffer)
             self._buffer = bytearray()
 
     def _prepare(self) -> Arrival | StoredContent:
@@ -157,9 +176,8 @@ class DiskContentWriter:
             return self.finish()
         try:
             return self._seal_small(padded)
-        except BaseException:
-            self.abort()
-            raise
+        except BaseException as e:
+            raise self._given_up(e) from e.__cause__
 
     def _settle(self, arrival: Arrival) -> StoredContent | VaultError:
         """For `finish_together`: the arrival is durable, or failed."""
@@ -178,26 +196,36 @@ class DiskContentWriter:
             arrival = self._seal_small(padded)
             self._committer.commit(arrival)
             return self._stored_small(arrival)
-        if self._sink is None:
-            self._sink = self._new_sink()
+        sink = self._sink or self._open_sink()
         self._flush()
+        self._check()
         for start in range(0, missing, PIECE_BYTES):
-            self._sink.put(self._cipher.update(memoryview(_ZEROS)[: min(PIECE_BYTES, missing - start)]))
-        self._sink.put(self._cipher.finish())
-        header, root, length = self._sink.finish()
-        arrival = Arrival(content_id=self._content_id, key=self._key, in_blob=True, ciphertext_length=length, root=root)
-        self._committer.commit(arrival)
+            self._put(memoryview(_ZEROS)[: min(PIECE_BYTES, missing - start)])
+        key, cipher = self._opened()
+        sink.put(cipher.finish())
+        header, root, length = sink.finish()
+        # From here on the file is the store's, under its lock: a cut-off must not take it from under a row.
+        self._sink = None
+        arrival = Arrival(content_id=self._content_id, key=key, in_blob=True, ciphertext_length=length, root=root)
+        try:
+            self._committer.commit(arrival)
+        except BaseException:
+            sink.abort()
+            raise
         return self._stored(root, header, padded, length)
 
     def _seal_small(self, padded: int) -> Arrival:
-        self._buffer += bytes(padded - self._length)
-        ciphertext = self._cipher.update(self._buffer) + self._cipher.finish()
+        buffer = self._buffer
+        self._check()
+        key, cipher = self._opened()
+        buffer += bytes(padded - self._length)
+        ciphertext = cipher.update(buffer) + cipher.finish()
         hasher = LeafHasher()
         hasher.update(ciphertext)
         _, root = hasher.finish()
         return Arrival(
             content_id=self._content_id,
-            key=self._key,
+            key=key,
             ciphertext=ciphertext,
             ciphertext_length=len(ciphertext),
             root=root,
