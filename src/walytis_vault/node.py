@@ -22,7 +22,7 @@ import msgspec
 
 from walytis_vault.domain.errors import MisuseError, StorageError, TimedOutError, TransportError, error_from_code
 from walytis_vault.fetching import AS_BEFORE, FetchWish
-from walytis_vault.process import Answer, Job
+from walytis_vault.process import LOG_NAME, Answer, Job
 from walytis_vault.stopping import Stop
 
 START_TIMEOUT_S: Final = 120.0
@@ -247,7 +247,7 @@ def _start(job: Job, home: Path | None) -> subprocess.Popen[bytes]:
         with contextlib.ExitStack() as opened:
             log: int | IO[bytes] = subprocess.DEVNULL
             if home is not None:
-                log = opened.enter_context(os.fdopen(os.open(home / "node.log", _LOG_FLAGS, 0o600), "wb"))
+                log = opened.enter_context(os.fdopen(os.open(home / LOG_NAME, _LOG_FLAGS, 0o600), "wb"))
             child = subprocess.Popen(
                 [sys.executable, "-m", CHILD_MODULE],
                 stdin=subprocess.PIPE,
@@ -265,7 +265,7 @@ def _start(job: Job, home: Path | None) -> subprocess.Popen[bytes]:
     return child
 
 
-_LOG_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_LOG_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
 
 
 def _answer(

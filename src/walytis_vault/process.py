@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Literal, NoReturn
+from typing import IO, Final, Literal, NoReturn
 
 import msgspec
 
@@ -20,6 +20,9 @@ from walytis_vault import logs
 from walytis_vault.domain.errors import VaultError
 from walytis_vault.fetching import FetchWish
 from walytis_vault.stopping import Stop
+
+LOG_NAME: Final = "node.log"
+DRAIN_S: Final = 0.3
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +67,7 @@ def main() -> NoReturn:
     except Exception as e:  # the parent must hear of a defect too, without a traceback of a library
         _say(answers, Answer(error_code=VaultError.code, error_message=f"the node failed: {type(e).__name__}: {e}"))
         sys.excepthook(*sys.exc_info())
-    sys.stderr.flush()
+    logs.drain(DRAIN_S)
     os._exit(code)
 
 
@@ -101,7 +104,7 @@ def _join(job: Job, answers: IO[bytes]) -> int:
 def _serve(job: Job, answers: IO[bytes]) -> int:
     from walytis_vault.composition import run_node
 
-    logs.set_up()
+    logs.set_up(file=Path(job.home) / LOG_NAME)
     stop = Stop()
     stop.on_signals((signal.SIGTERM,))
 

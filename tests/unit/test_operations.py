@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -49,7 +50,87 @@ def written(form: logs.Format, level: str) -> str:
     except ValueError:
         log.exception("it failed\nready ipc:///forged")
     logging.getLogger("some.library").error("quoted by a library")
+    logs.drain(10)
     return stream.getvalue()
+
+
+class Unread(io.StringIO):
+    """A stream whose reader does not read until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_on = threading.Event()
+
+    def write(self, text: str) -> int:
+        assert self.read_on.wait(30)
+        return super().write(text)
+
+
+@pytest.mark.usefixtures("_loggers")
+def test_nobody_waits_for_whoever_reads_the_log() -> None:
+    """With a log that nobody reads, what is logged is dropped and counted; the first lines and the count come later."""
+    stream = Unread()
+    logs.set_up("text", "debug", stream)
+    log = logging.getLogger("walytis_vault.bus.test")
+    for number in range(logs.WAITING_MOST + 500):
+        log.warning("number %d", number)
+    stream.read_on.set()
+    logs.drain(10)
+    log.warning("afterwards")
+    logs.drain(10)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == logs.WAITING_MOST + 2
+    assert lines[0].endswith("number 0")
+    assert sum("500 records were dropped" in line for line in lines) == 1
+    assert lines[-1].endswith("afterwards")
+
+
+@pytest.mark.usefixtures("_loggers")
+def test_what_is_said_again_and_again_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One place in the code cannot fill the log: some records of it are written, and how many more there were."""
+    stream = io.StringIO()
+    logs.set_up("text", "info", stream)
+    now = [0.0]
+    monkeypatch.setattr("walytis_vault.logs.time.monotonic", lambda: now[0])
+    log = logging.getLogger("walytis_vault.bus.test")
+    for number in range(1001):
+        if number == 1000:
+            now[0] = logs.PLACE_S
+        log.warning("cut %d", number)
+    log.warning("something else")
+    logs.drain(10)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == logs.PLACE_MOST + 2
+    assert lines[-2].endswith(f"cut 1000 (and {1000 - logs.PLACE_MOST} more)")
+    assert lines[-1].endswith("something else")
+
+
+TURNS = """
+import logging, os, sys
+from pathlib import Path
+from walytis_vault import logs
+file = Path(sys.argv[1])
+os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+os.dup2(2, 1)
+logs.FILE_MOST = 1000
+logs.set_up("text", "debug", file=file)
+for number in range(200):
+    logging.getLogger("walytis_vault.test").warning("number %d", number)
+logs.drain(10)
+os.write(1, b"by somebody else\\n")
+"""
+
+
+def test_a_log_file_is_bounded(tmp_path: Path) -> None:
+    """A full log file is kept once beside a new one, and whatever else writes to stdout and stderr follows."""
+    file = tmp_path / "node.log"
+    subprocess.run([sys.executable, "-c", TURNS, str(file)], env=ENVIRONMENT, timeout=20, check=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["node.log", "node.log.1"]
+    assert max(p.stat().st_size for p in tmp_path.iterdir()) < 1200
+    assert file.stat().st_mode & 0o777 == 0o600
+    lines = file.read_text().splitlines()
+    assert lines[-2].endswith("number 199")
+    assert lines[-1] == "by somebody else"
 
 
 @pytest.mark.usefixtures("_loggers")
@@ -111,8 +192,8 @@ import signal, sys, threading
 from walytis_vault.stopping import Stop
 stop = Stop()
 stop.on_signals([signal.SIGTERM])
-threading.Thread(target=threading.Event().wait, daemon=True).start()
-(other,) = (t for t in threading.enumerate() if t is not threading.main_thread())
+other = threading.Thread(target=threading.Event().wait, daemon=True)
+other.start()
 how = sys.argv[1]
 if how == "signal":
     threading.Timer(0.2, lambda: signal.pthread_kill(other.ident, signal.SIGTERM)).start()
@@ -129,6 +210,28 @@ def test_a_signal_to_any_thread_stops(how: str) -> None:
     command = [sys.executable, "-c", WAITS, how]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20, check=True)
     assert done.stdout == "stopped True\n"
+
+
+HANGS = """
+import signal, sys, threading
+from walytis_vault import stopping
+stopping.END_WITHIN_S = 0.2
+stop = stopping.Stop()
+stop.on_signals([signal.SIGTERM])
+held = threading.Lock()
+held.acquire()
+if sys.argv[1] == "signal":
+    signal.raise_signal(signal.SIGTERM)
+else:
+    stop.set()
+held.acquire()  # a close that never comes back
+"""
+
+
+@pytest.mark.parametrize("how", ["signal", "thread"])
+def test_a_stop_that_hangs_ends_the_process(how: str) -> None:
+    """When closing takes too long the process ends all the same."""
+    subprocess.run([sys.executable, "-c", HANGS, how], env=ENVIRONMENT, timeout=20, check=True)
 
 
 def test_stop_does_not_poll(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def serve(
     except Exception as error:
         code = complain(error)
     sys.stdout.flush()
-    sys.stderr.flush()
+    logs.drain(0.3)
     os._exit(code)  # the embedded libraries keep threads that would hold the process for many seconds
 
 
