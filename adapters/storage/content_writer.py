@@ -58,7 +58,7 @@ class DiskContentWriter:
     @property
     def key(self) -> ContentKey:
         """The content's key."""
-        return self._key
+        return self._opened()[0]
 
     def write(self, data: bytes | memoryview) -> None:
         """Add plaintext. Raises StorageError, StorageFullError, MisuseError (over the size limit)."""
