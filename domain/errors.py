@@ -88,6 +88,12 @@ class DamagedContentError(StorageError):
     code = "damaged-content"
 
 
+class ViewFailedError(VaultError):
+    """A view's own code failed, mostly that of an installed package. Other views are not concerned."""
+
+    code = "view-failed"
+
+
 class TransportError(VaultError):
     """The node or a peer could not be reached, or answered outside the protocol."""
 

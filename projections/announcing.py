@@ -1,6 +1,6 @@
 """Waiting for views: how far they are, who is told when they move, and what those hear who wait while they cannot.
 
-The half of the host that threads block on. A store that lost its server is waited for a little, then said to be away.
+The half of the host that threads block on. A store that refuses is waited for a little, then said to be away, or full.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from walytis_vault.domain.errors import StorageError, StorageUnavailableError, TimedOutError, VaultError
+from walytis_vault.domain.errors import StorageError, StorageUnavailableError, TimedOutError
 
 PATIENCE_S: Final = 3.0
 """How long a question waits for a server that is away: long enough for one that restarts."""
@@ -24,8 +24,9 @@ class Announcing:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._position = 0
         self._closing = False
-        self._failure: VaultError | None = None
-        self._outage: StorageUnavailableError | None = None
+        self._failure: StorageError | None = None
+        """Why nothing is folded any more."""
+        self._outage: StorageError | None = None
         """Why nothing can be folded now."""
 
     def _announce(self, position: int) -> None:
@@ -36,12 +37,12 @@ class Announcing:
         for callback in callbacks:
             callback(position)
 
-    def _fail(self, error: VaultError) -> None:
+    def _fail(self, error: StorageError) -> None:
         with self._moved:
             self._failure = error
             self._moved.notify_all()
 
-    def _set_outage(self, error: StorageUnavailableError | None) -> None:
+    def _set_outage(self, error: StorageError | None) -> None:
         with self._moved:
             self._outage = error
             self._moved.notify_all()
@@ -58,8 +59,7 @@ class Announcing:
             timeout: seconds.
         Raises:
             TimedOutError: not in time, or the host was closed.
-            StorageUnavailableError: the store is away.
-            StorageError: the views have stopped.
+            StorageError: the store is away, full, or refuses; or the views have stopped.
         """
 
         def settled() -> bool:
@@ -72,9 +72,9 @@ class Announcing:
             if self._position >= position:
                 return self._position
             if self._failure is not None:
-                raise StorageError(f"the views have stopped: {self._failure}") from self._failure
+                raise StorageError(f"the views have stopped, restart the node: {self._failure}") from self._failure
             if self._outage is not None:
-                raise StorageUnavailableError(str(self._outage)) from self._outage
+                raise type(self._outage)(str(self._outage)) from self._outage
         raise TimedOutError(f"the views are at {self._position} and did not reach {position} within {timeout:g} s")
 
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
@@ -87,6 +87,12 @@ class Announcing:
             if not back:
                 raise
         return ask()
+
+    def trouble(self) -> str | None:
+        """Why no view is folded, for good or for now; None when they are."""
+        if self._failure is not None:
+            return f"the views have stopped, restart the node: {self._failure}"
+        return None if self._outage is None else str(self._outage)
 
     def on_advance(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Call back with the position after each commit, from the folding thread: return quickly, never raise.

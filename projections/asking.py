@@ -11,11 +11,12 @@ from typing import Any, Final
 import msgspec
 from eventsourcing.dcb.api import DCBQuery, DCBQueryItem, DCBSequencedEvent
 
-from walytis_vault.domain.errors import MisuseError, StorageUnavailableError, UnknownIdError
+from walytis_vault.domain.errors import MisuseError, StorageError, UnknownIdError, ViewFailedError
 from walytis_vault.domain.events import PRODUCT_EVENTS, LoggedEvent, ballot_tag, content_tag
 from walytis_vault.projections import paging
 from walytis_vault.projections.announcing import Answer
 from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
+from walytis_vault.projections.blame import blaming
 from walytis_vault.projections.live import LiveView
 from walytis_vault.projections.log import EventLog, Horizon
 from walytis_vault.projections.past import Moment, Past
@@ -50,7 +51,7 @@ class ViewState(msgspec.Struct, frozen=True, kw_only=True):
     parked: int = 0
     """Events that failed and wait for `retry` (a count)."""
     error: str | None = None
-    """Why the view stopped, or why its oldest parked event failed."""
+    """Why the view stopped or could not do something, or why its oldest parked event failed."""
     rebuilding: float | None = None
     """Progress of a rebuild from 0 to 1, None when there is none."""
 
@@ -64,6 +65,8 @@ class Asking:
     _local: Local
     _temporary: Callable[[], ViewStore] | None
     _views: dict[str, LiveView]
+    _broken: dict[str, str]
+    """Views that are left out, and why."""
     _sources: dict[str, Source]
     _past: Past
 
@@ -73,9 +76,15 @@ class Asking:
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
         raise NotImplementedError
 
+    def trouble(self) -> str | None:
+        """Why no view is folded."""
+        raise NotImplementedError
+
     def live(self, name: str) -> LiveView:
-        """A view that is folded here. Raises UnknownIdError."""
+        """A view that is folded here. Raises UnknownIdError; ViewFailedError for one that is left out."""
         live = self._views.get(name)
+        if live is None and name in self._broken:
+            raise ViewFailedError(f"view {name} was {self._broken[name]}")
         if live is None:
             raise UnknownIdError(f"no view {str(name)[:60]!r}: there are {', '.join(sorted(self.names))}")
         return live
@@ -111,6 +120,7 @@ class Asking:
         Raises:
             UnknownIdError: no such view.
             MisuseError: no such filter, or a bad value.
+            ViewFailedError: the view's own code failed.
             StorageError: the store cannot be read.
         """
         request = Request(
@@ -154,28 +164,35 @@ class Asking:
         return self.replay(view, until=moment[0], until_ms=moment[1])
 
     def status(self) -> dict[str, ViewState]:
-        """How far each view is, also while their store is away. Raises StorageError."""
-        return {name: self._state(live) for name, live in self._views.items()}
+        """How far each view is, whatever is wrong with it or with the store."""
+        states = {name: self._state(live) for name, live in self._views.items()}
+        return states | {name: ViewState(position=0, hash="", error=why) for name, why in self._broken.items()}
+
+    def errors(self) -> dict[str, str]:
+        """What is wrong, by view: as `status` says it, without reading any rows."""
+        found = {name: self._look(live)[1] for name, live in self._views.items()} | self._broken
+        return {name: error for name, error in found.items() if error}
+
+    def _look(self, live: LiveView) -> tuple[int, str | None]:
+        """How many events of a view are parked, and what is wrong with it."""
+        try:
+            parked = live.runner.parked()
+        except StorageError as e:
+            return 0, str(e)
+        oldest = f"position {parked[0][0]}: {parked[0][1]}" if parked else None
+        return len(parked), live.runner.stopped or self.trouble() or oldest or live.runner.trouble
 
     def _state(self, live: LiveView) -> ViewState:
-        try:
-            return self._state_now(live)
-        except StorageUnavailableError as e:
-            return ViewState(position=live.position, hash="", error=str(e))
-
-    def _state_now(self, live: LiveView) -> ViewState:
-        parked = live.runner.parked()
-        rebuilding = None
+        parked, error = self._look(live)
+        rebuilding, digest = None, ""
         if live.building is not None or live.behind:
             at = live.position if live.building is None else live.building.position
             rebuilding = round(min(1.0, at / max(1, self._horizon.horizon)), 4)
-        return ViewState(
-            position=live.position,
-            hash=live.hash(),
-            parked=len(parked),
-            error=live.runner.stopped or (f"position {parked[0][0]}: {parked[0][1]}" if parked else None),
-            rebuilding=rebuilding,
-        )
+        try:
+            digest = live.hash()
+        except (StorageError, ViewFailedError) as e:
+            error = error or f"no hash: {e}"
+        return ViewState(position=live.position, hash=digest, parked=parked, error=error, rebuilding=rebuilding)
 
     # Changes
 
@@ -241,10 +258,11 @@ class Asking:
             event, row = events.get(at), rows.get(key)
             if event is None:
                 continue
+            with blaming(live.name):
+                text = view.key_text(key)
             change = msgspec.structs.replace(
-                _change(event), ids=(view.key_text(key),), row=None if row is None else msgspec.to_builtins(row)
+                _change(event), position=at, ids=(text,), row=None if row is None else msgspec.to_builtins(row)
             )
-            change = msgspec.structs.replace(change, position=at)
             if fits(change):
                 found.append(change)
         return found, looked
@@ -279,9 +297,10 @@ class Asking:
         local = msgspec.structs.replace(self._local, now_ms=lambda: then, past=True)
         store = self._temporary()
         try:
-            runner = Runner(live.type(ViewRecorder(store, view), local), store)
-            replay = Replay(runner, store)
-            replay.fill(self._log, self._decode, upto, until_ms)
+            with blaming(view):
+                runner = Runner(live.type(ViewRecorder(store, view), local), store)
+                replay = Replay(runner, store)
+                replay.fill(self._log, self._decode, upto, until_ms)
         except BaseException:
             store.close()
             raise

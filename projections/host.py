@@ -17,15 +17,15 @@ from eventsourcing.dcb.api import DCBSequencedEvent
 from walytis_vault.domain.errors import MisuseError, StorageError, StorageUnavailableError, VaultError
 from walytis_vault.domain.events import ClosedMapper, Recorded
 from walytis_vault.domain.faults import fault
-from walytis_vault.projections.announcing import Announcing
-from walytis_vault.projections.asking import Asking
 from walytis_vault.projections.base import Local, View
-from walytis_vault.projections.live import LiveView
+from walytis_vault.projections.blame import is_its_own, sentence
+from walytis_vault.projections.live import BOOKKEEPING, LiveView
 from walytis_vault.projections.log import EventLog, Horizon
 from walytis_vault.projections.past import Past
+from walytis_vault.projections.repairing import Repairing
 from walytis_vault.projections.runner import Decoded, Runner, mark_of
 from walytis_vault.projections.source import Source
-from walytis_vault.projections.store import ViewStore
+from walytis_vault.projections.store import Connection, ViewStore
 
 BATCH: Final = 500
 """Events read and decoded at once (a count): what may be in memory."""
@@ -38,7 +38,7 @@ RETRY_MOST_S: Final = 2.0
 _NEVER: Final = 2**63 - 1
 
 
-class ProjectionHost(Announcing, Asking):
+class ProjectionHost(Repairing):
     """The views of one node. All methods may be called from any thread; only VaultError escapes."""
 
     def __init__(
@@ -70,7 +70,7 @@ class ProjectionHost(Announcing, Asking):
         names = [*(v.name for v in views), *(s.name for s in sources), "events"]
         if len(set(names)) != len(names):
             raise MisuseError(f"two views have the same name among {', '.join(sorted(names))}")
-        Announcing.__init__(self)
+        super().__init__()
         self._log, self._horizon, self._store = log, horizon, store
         self._mapper = mapper or ClosedMapper()
         self._local = local or Local()
@@ -80,6 +80,7 @@ class ProjectionHost(Announcing, Asking):
         self._sources = {s.name: s for s in sources}
         self._past = Past(self._fold_past)
         self._views = {v.name: LiveView(v, store, self._local) for v in views}
+        self._broken = {}
         self._work = threading.RLock()
         """Held while events are folded: one writer."""
         self._thread: threading.Thread | None = None
@@ -94,11 +95,19 @@ class ProjectionHost(Announcing, Asking):
 
     def _open(self) -> None:
         """Read how far the views are; drop what a crash left half done."""
-        with self._work, self._store.transaction() as connection:
-            for live in self._views.values():
-                live.open(connection, self._epoch(), self._is_ours)
-                live.view.forget(connection, sorted(self._unforgotten))
-        self._unforgotten.clear()
+
+        def open_one(live: LiveView, connection: Connection) -> None:
+            live.open(connection, self._epoch(), self._is_ours)
+
+        with self._work:
+            with self._store.transaction() as connection:  # what fails here is no view's fault
+                for table in BOOKKEEPING:
+                    self._store.create(connection, table)
+            self._each(self._views.values(), open_one)
+            if self._unforgotten:
+                for live in self._views.values():
+                    live.runner.forget(sorted(self._unforgotten))
+                self._unforgotten.clear()
         front = max((v.position for v in self._views.values()), default=0)
         for live in self._views.values():
             live.behind = live.position < front
@@ -131,8 +140,8 @@ class ProjectionHost(Announcing, Asking):
             thread.join(CLOSE_SECONDS)
         with self._work:
             for live in self._views.values():
-                # A store that is away keeps no hash: the next start reads the rows again.
-                with contextlib.suppress(StorageUnavailableError):
+                # A store that refuses keeps no hash: the next start reads the rows again.
+                with contextlib.suppress(StorageError):
                     live.save_hash()
         with self._moved:
             self._moved.notify_all()
@@ -144,16 +153,13 @@ class ProjectionHost(Announcing, Asking):
                 self._poked = False
                 self.catch_up()
                 pause = RETRY_S
-            except StorageUnavailableError as e:
+            except StorageError as e:  # away, full, locked by another program: each may pass
                 self._set_outage(e)
                 self._horizon.wait_beyond(_NEVER, pause, lambda: self._closing)
                 pause = min(2 * pause, RETRY_MOST_S)
                 continue
-            except VaultError as e:
-                self._fail(e)
-                return
             except Exception as e:  # a bug: nothing that follows could be trusted
-                self._fail(StorageError(f"the views stopped: {type(e).__name__}: {e}"))
+                self._fail(StorageError(sentence(e)))
                 return
             seen = max((v.position for v in self._views.values() if not v.runner.stopped), default=0)
             self._horizon.wait_beyond(seen, None, lambda: self._closing or self._poked)
@@ -176,8 +182,7 @@ class ProjectionHost(Announcing, Asking):
                 except BaseException:
                     self._lost = True
                     raise
-        if self._outage is not None:
-            self._set_outage(None)
+                self._set_outage(None)
 
     def catch_up(self) -> int:
         """Fold everything that the log has now, in the caller's thread. Returns the position of the views.
@@ -189,23 +194,26 @@ class ProjectionHost(Announcing, Asking):
         self._recover()
         while not self._closing:
             if stale := self._stale():
-                self.rebuild(*stale)
-            if not self._advance():
+                self._build(self._begin(stale))
+            more = self._advance()
+            if self._outage is not None and not self._lost:
+                self._set_outage(None)
+            if not more:
                 break
         return self._position
 
-    def _stale(self) -> list[str]:
+    def _stale(self) -> list[LiveView]:
         """Views that were built from a past that is no longer the log's. Asked again after every batch: the batch
         that voids others arrives together with the new epoch."""
         if any(live.building for live in self._views.values()):
             return []  # whoever rebuilds wakes us at the end
         if self._reset:
             self._reset = False
-            return list(self._views)
+            return list(self._views.values())
         if not self._follows_epoch:
             return []
         epoch = self._epoch()
-        return [live.name for live in self._views.values() if live.epoch != epoch]
+        return [live for live in self._views.values() if live.epoch != epoch]
 
     def _advance(self) -> bool:
         """Fold one batch: views in front first, then those behind. False when nothing is left to do."""
@@ -237,31 +245,38 @@ class ProjectionHost(Announcing, Asking):
         first = self._read(start, upto)
         if first[1] <= start:
             return False
-        try:
-            with self._store.transaction() as connection:
-                events, looked = first
-                for _ in range(PAGES):
-                    for runner in runners:
-                        runner.gather(connection, events, looked)
-                    if len(events) < self._batch:
-                        break
-                    events, looked = self._read(looked, upto)
-                for runner in runners:
-                    runner.write(connection)
-                fault("projections.before_commit")
-        except StorageError:
-            for runner in runners:
-                runner.roll_back()
-            raise
-        except Exception:
-            # Some handler failed: go through the first batch again, one view and one event at a time.
-            for runner in runners:
-                runner.roll_back()
-            for runner in runners:
-                runner.fold_slowly(*first)
-        else:
-            for runner in runners:
-                runner.committed()
+        together = list(runners)
+        while together:
+            running: Runner | None = None
+            try:
+                with self._store.transaction() as connection:
+                    events, looked = first
+                    for _ in range(PAGES):
+                        for running in together:
+                            running.gather(connection, events, looked)
+                        running = None
+                        if len(events) < self._batch:
+                            break
+                        events, looked = self._read(looked, upto)
+                    for running in together:
+                        running.write(connection)
+                    running = None
+                    fault("projections.before_commit")
+            except Exception as e:
+                for runner in together:
+                    runner.roll_back()
+                if not is_its_own(e):
+                    raise
+                # The view that failed goes through the first batch alone, one event at a time; the others go on
+                # together. Where a commit failed it may be any.
+                slow = [r for r in together if running in (r, None)]
+                together = [r for r in together if r not in slow and not r.stopped]
+                for runner in slow:
+                    runner.fold_slowly(*first)
+            else:
+                for runner in together:
+                    runner.committed()
+                break
         fault("projections.after_commit")
         return True
 
@@ -277,122 +292,3 @@ class ProjectionHost(Announcing, Asking):
     def _lowest(self) -> int:
         running = [v.position for v in self._views.values() if not v.runner.stopped and not v.behind]
         return min(running, default=self._horizon.horizon if not self._views else 0)
-
-    # Repairing
-
-    def reset_all(self) -> None:
-        """Events that were folded are void now, or will be when the log's transaction commits.
-
-        Only sets a flag: the folding thread rebuilds. With an `epoch` it does so when that has changed.
-        """
-        self._reset = not self._follows_epoch
-        self._poked = True
-        self._horizon.wake()
-
-    def rebuild(self, *names: str) -> None:
-        """Build views anew from the log beside the live ones, then swap. Without names: all of them.
-
-        Runs in the caller's thread; queries and new events go on meanwhile.
-        Raises:
-            UnknownIdError: no such view.
-            StorageError: the store refused, or was away; the live views are as they were.
-        """
-        lives = [self.live(n) for n in names] if names else list(self._views.values())
-        if not lives:
-            return
-        with self._work:
-            if any(live.building for live in lives):
-                raise MisuseError("a rebuild of this view is already under way")
-            with self._store.transaction() as connection:
-                made = [live.begin_building(connection, self._epoch()) for live in lives]
-            for live, runner in zip(lives, made, strict=True):
-                live.building = runner
-        try:
-            while not self._closing and not self._rebuild_step(lives, made):
-                self._advance()
-        finally:
-            for live in lives:
-                live.building = None
-            self._poked = True
-            self._horizon.wake()
-
-    def _rebuild_step(self, lives: Sequence[LiveView], made: Sequence[Runner]) -> bool:
-        """Fold one batch into the new generations; swap and return True when they have caught up."""
-        with self._work:
-            if any(live.building is not runner for live, runner in zip(lives, made, strict=True)):
-                raise StorageUnavailableError("the views' server went away during the rebuild: repeat it")
-            growing = [r for r in made if not r.stopped]
-            start = min((r.position for r in growing), default=0)
-            if growing and self._fold(growing, start):
-                fault("projections.rebuild")
-                return False
-            if any(not runner.indexed for runner in made):
-                with self._store.transaction() as connection:
-                    for runner in made:
-                        runner.index(connection)
-                return False
-            with self._store.transaction() as connection:
-                for live, runner in zip(lives, made, strict=True):
-                    live.swap(connection, runner)
-            old = [live.adopt(runner) for live, runner in zip(lives, made, strict=True)]
-            for live in lives:
-                live.behind = False
-            self._announce(self._lowest())
-            # Only now, so that no query meets tables that vanish under the view that it asks. Where this does not
-            # work out, the next rebuild or start does it.
-            with contextlib.suppress(StorageUnavailableError), self._store.transaction() as connection:
-                for live, runner in zip(lives, old, strict=True):
-                    live.clear(connection, runner)
-            return True
-
-    def retry(self, name: str) -> int:
-        """Fold the parked events of a view again; returns how many are still parked.
-
-        Raises:
-            UnknownIdError: no such view. StorageError.
-        """
-        live = self.live(name)
-        with self._work:
-            runner = live.runner
-            for position, _ in runner.parked():
-                found = next(iter(self._log.read(after=position - 1, limit=1)), None)
-                if found is not None and found.position == position:
-                    runner.retry(position, self._decode(found))
-            live.reset_hash()
-            runner.stopped = None
-        self._poked = True
-        self._horizon.wake()
-        if self._thread is None:
-            self.catch_up()
-        return len(runner.parked())
-
-    def seal(self) -> None:
-        """The vault was locked: drop everything opened, here and, by calling them, at those who listen."""
-        self._past.forget()
-        with self._work:
-            for live in self._views.values():
-                for runner in (live.runner, live.building):
-                    if runner is not None:
-                        runner.view.seal()
-        self._announce(self._lowest())
-
-    def forget(self, contents: Sequence[bytes]) -> None:
-        """These contents were erased here: drop their sealed descriptors and everything opened.
-
-        What a store that is away still holds is sealed under keys that are gone; it is dropped when the store is back.
-        Raises:
-            StorageError: the store refused.
-        """
-        self._past.forget()
-        with self._work:
-            runners = [r for live in self._views.values() for r in (live.runner, live.building) if r is not None]
-            try:
-                with self._store.transaction() as connection:
-                    for runner in runners:
-                        runner.view.forget(connection, contents)
-            except StorageUnavailableError:
-                for runner in runners:
-                    runner.view.forget_opened(contents)
-                self._unforgotten.update(contents)
-                if not self._lost:
-                    self._lose(StorageUnavailableError("the views' server was away while contents were forgotten"))

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Set
 from typing import Final
 
-from walytis_vault.domain.errors import StorageError, StorageUnavailableError
+from walytis_vault.domain.errors import StorageError, StorageUnavailableError, ViewFailedError
 from walytis_vault.domain.faults import fault
 from walytis_vault.projections.announcing import Answer
 from walytis_vault.projections.base import (
@@ -23,6 +23,7 @@ from walytis_vault.projections.base import (
     View,
     ViewRecorder,
 )
+from walytis_vault.projections.blame import blaming
 from walytis_vault.projections.runner import MARKS, PARKED, Runner
 from walytis_vault.projections.store import Connection, Table, ViewStore, one
 
@@ -36,6 +37,8 @@ HASHES: Final = Table(
     columns={"name": "text", "generation": "integer", "position": "integer", "buckets": "blob"},
     primary_key=("name",),
 )
+BOOKKEEPING: Final = (VIEWS, PARKED, MARKS, TRACKING, HASHES)
+"""What the host keeps in every store."""
 MANY_CHANGES: Final = 10_000
 """Changes (a count) from which on the hash reads all buckets again."""
 
@@ -48,7 +51,8 @@ class LiveView:
         self.name = view_type.name
         self._store = store
         self._local = local
-        self.runner = self._make(1)
+        self.runner: Runner
+        """The live generation. `open` makes it."""
         self.building: Runner | None = None
         self._epoch = self._building_epoch = 0
         self.behind = False
@@ -66,11 +70,13 @@ class LiveView:
     ) -> None:
         """Find the live generation, or make the first; a changed version starts from nothing.
 
+        Raises what the view raises.
+
         Args:
             is_ours: whether the log has the event with this mark at this position. Rows that were folded from
                 another log, or from what a restored backup does not have, start from nothing too.
         """
-        for table in (VIEWS, PARKED, MARKS, TRACKING, HASHES):
+        for table in BOOKKEEPING:
             self._store.create(connection, table)
         self._epoch, self.building = epoch, None
         row = one(
@@ -156,19 +162,24 @@ class LiveView:
         return self.runner.view
 
     def ask(self, question: Callable[[Runner], Answer]) -> Answer:
-        """Ask the live generation; once more when a rebuild swapped its tables away meanwhile."""
+        """Ask the live generation; once more when a rebuild swapped its tables away meanwhile.
+
+        Raises:
+            ViewFailedError: the view's own code failed. VaultError: as the question raised it.
+        """
         while True:
             runner = self.runner
             try:
-                return question(runner)
+                with blaming(self.name):
+                    return question(runner)
             except StorageUnavailableError:
                 raise
-            except StorageError:
+            except (StorageError, ViewFailedError):
                 if runner is self.runner:
                     raise
 
     def page(self, request: Request) -> Page:
-        """One page of rows. Raises MisuseError, StorageError."""
+        """One page of rows. Raises MisuseError, StorageError, ViewFailedError."""
 
         def read(runner: Runner) -> Page:
             position = runner.position

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from eventsourcing.dcb.api import DCBSequencedEvent
 
-from walytis_vault.domain.errors import StorageError, VaultError
+from walytis_vault.domain.errors import VaultError
 from walytis_vault.projections.base import Page, Request
+from walytis_vault.projections.blame import blaming, is_its_own
 from walytis_vault.projections.log import EventLog
 from walytis_vault.projections.runner import MARKS, PARKED, Decoded, Runner
 from walytis_vault.projections.store import ViewStore
@@ -52,10 +53,10 @@ class Replay:
             try:
                 with self._store.transaction() as connection:
                     runner.fold(connection, events, looked)
-            except StorageError:
-                raise
-            except Exception:
+            except Exception as e:
                 runner.roll_back()
+                if not is_its_own(e):
+                    raise
                 runner.fold_slowly(events, looked)
                 if runner.stopped:
                     return
@@ -66,7 +67,8 @@ class Replay:
         self, *, limit: int | None = 100, cursor: str | None = None, filters: dict[str, Any] | None = None
     ) -> Page:
         """As `ProjectionHost.query`, of then."""
-        page = self._runner.view.page(Request(limit=limit, cursor=cursor, filters=dict(filters or {})))
+        with blaming(self._runner.view.name):
+            page = self._runner.view.page(Request(limit=limit, cursor=cursor, filters=dict(filters or {})))
         return Page(rows=page.rows, cursor=page.cursor, position=self.position)
 
     def close(self) -> None:

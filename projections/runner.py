@@ -11,10 +11,11 @@ from typing import Final
 
 from eventsourcing.persistence import Tracking
 
-from walytis_vault.domain.errors import StorageError, VaultError
+from walytis_vault.domain.errors import VaultError
 from walytis_vault.domain.events import Recorded
 from walytis_vault.domain.faults import fault
 from walytis_vault.projections.base import LOG, View
+from walytis_vault.projections.blame import is_its_own, sentence
 from walytis_vault.projections.store import Connection, Table, ViewStore, one
 
 PARKED: Final = Table(
@@ -28,8 +29,6 @@ MARKS: Final = Table(
     primary_key=("view", "generation"),
 )
 """The last event that each view folded: whether the rows belong to this log, or to another state of it."""
-MAX_ERROR: Final = 500
-"""Characters kept of an error."""
 Decoded = Recorded | VaultError
 """An event of the log, or why it could not be decoded."""
 
@@ -48,6 +47,8 @@ class Runner:
         """Committed position."""
         self.stopped: str | None = None
         """Why this view folds nothing more."""
+        self.trouble: str | None = None
+        """What it could not do beside folding."""
         self.indexed = True
         """Whether the indexes that only queries need exist."""
         self._store = store
@@ -137,42 +138,58 @@ class Runner:
         """The host's transaction was rolled back."""
         self._reached = self.position
         self._last = None
-        self.view.roll_back()
+        try:
+            self.view.roll_back()
+        except Exception as e:  # what it remembers now was never committed
+            self.stopped = f"its roll_back failed: {sentence(e)}"
 
     def fold_slowly(self, events: Sequence[tuple[int, Decoded]], looked: int) -> None:
-        """Fold with one transaction for each event; park what fails, or stop there. Raises StorageError."""
+        """Fold with one transaction for each event; park what fails, or stop there.
+
+        Raises:
+            StorageError: the store refused, whatever the view says.
+        """
         for position, event in events:
+            if self.stopped:
+                return
             if position <= self.position:
                 continue
             try:
                 with self._store.transaction() as connection:
                     self.fold(connection, [(position, event)], position)
-            except StorageError:
-                self.roll_back()
-                raise
             except Exception as e:
                 self.roll_back()
-                if not self.view.order_free:
-                    self.stopped = f"position {position}: {_sentence(e)}"
-                    return
-                self._pass_over(position, e)
-            self.committed()
-        if looked > self.position:
-            with self._store.transaction() as connection:
-                self.fold(connection, [], looked)
+                if not is_its_own(e):
+                    raise
+                if self.view.order_free and not self.stopped:
+                    self._pass_over(position, e)
+                else:
+                    self.stopped = self.stopped or f"position {position}: {sentence(e)}"
+            if not self.stopped:
+                self.committed()
+        if looked > self.position and not self.stopped:
+            with self._store.transaction() as connection, self.view.view.joined(connection):
+                self.view.view.insert_tracking(Tracking(LOG, looked))
+            self._reached = looked
             self.committed()
 
     def _pass_over(self, position: int, error: Exception) -> None:
-        with self._store.transaction() as connection, self.view.view.joined(connection):
-            self._park(connection, position, error)
-            self.view.view.insert_tracking(Tracking(LOG, position))
-            fault("projections.park")
-        self._reached = position
+        try:
+            with self._store.transaction() as connection, self.view.view.joined(connection):
+                self._park(connection, position, error)
+                self.view.view.insert_tracking(Tracking(LOG, position))
+                fault("projections.park")
+        except Exception as e:
+            if not is_its_own(e):
+                raise
+            self.stopped = f"position {position} cannot be parked: {sentence(e)}"
+        else:
+            self._reached = position
 
     def _park(self, connection: Connection, position: int, error: Exception) -> None:
         connection.execute(
             "INSERT INTO parked (view, generation, position, error) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (*self._id(), position, _sentence(error)),
+            (*self._id(), position, sentence(error)),
         )
 
     def parked(self) -> list[tuple[int, str]]:
@@ -194,19 +211,44 @@ class Runner:
                 connection.execute(
                     "DELETE FROM parked WHERE view = ? AND generation = ? AND position = ?", (*self._id(), position)
                 )
-        except StorageError:
-            view.roll_back()
-            raise
-        except Exception:
-            view.roll_back()
+        except Exception as e:
+            self.roll_back()
+            if not is_its_own(e):
+                raise
             return False
         finally:
             view.touch_at = None
         return True
 
+    def seal(self) -> None:
+        """The vault was locked: let the view drop what it opened."""
+        try:
+            self.view.seal()
+        except Exception as e:
+            self.trouble = f"its seal failed: {sentence(e)}"
+
+    def forget(self, contents: Sequence[bytes]) -> None:
+        """These contents were erased here: let the view drop what it has of them. What is in memory goes in any case.
+
+        Raises:
+            StorageError: the store refused.
+        """
+        try:
+            with self._store.transaction() as connection:
+                self.view.forget(connection, contents)
+        except Exception as e:
+            self.roll_back()
+            if not is_its_own(e):
+                raise
+            self.trouble = f"its forget failed: {sentence(e)}"
+        finally:
+            self._forget_opened(contents)
+
+    def _forget_opened(self, contents: Sequence[bytes]) -> None:
+        try:
+            self.view.forget_opened(contents)
+        except Exception as e:
+            self.trouble = f"its forget_opened failed: {sentence(e)}"
+
     def _id(self) -> tuple[str, int]:
         return self.view.name, self.generation
-
-
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_ERROR]

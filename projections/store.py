@@ -14,12 +14,16 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from walytis_vault.domain.errors import MisuseError, StorageUnavailableError
+from walytis_vault.domain.errors import MisuseError, StorageError, StorageUnavailableError
 
 ColumnType = Literal["integer", "blob", "text"]
 """64-bit signed integer, bytes (ordered byte by byte), UTF-8 text."""
 Value = int | bytes | str | None
 _IDENTIFIER: Final = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
+
+
+class StatementError(StorageError):
+    """The store took a statement for wrong: that says something about the view, and nothing about the store."""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +56,10 @@ class Connection(Protocol):
 class ViewStore(Protocol):
     """Where the views of one vault are kept. Threads may share it; one writer at a time.
 
-    Only StorageError and its subclasses escape from it. A store on a server can lose it: from then on everything
-    raises StorageUnavailableError until `recover` succeeds, and the last commits may be lost.
+    Only StorageError and its subclasses escape from it: StatementError for what is wrong with a statement (SQL, a
+    constraint, a transaction in a transaction), others for what is wrong with the store. A store on a server can lose
+    it: from then on everything raises StorageUnavailableError until `recover` succeeds, and the last commits may be
+    lost.
     """
 
     def transaction(self) -> AbstractContextManager[Connection]:

@@ -16,9 +16,22 @@ from typing import Final
 import apsw
 
 from walytis_vault.domain.errors import StorageError, StorageFullError
+from walytis_vault.projections.store import StatementError
 
 FIRST_SAFE_SQLITE: Final = 3_051_003
 BUSY_TIMEOUT_MS: Final = 5_000
+_WRONG: Final = (
+    apsw.SQLError,
+    apsw.ConstraintError,
+    apsw.MismatchError,
+    apsw.TooBigError,
+    apsw.RangeError,
+    apsw.MisuseError,
+    apsw.BindingsError,
+    apsw.ExecutionCompleteError,
+    apsw.IncompleteExecutionError,
+)
+"""Errors that say something about the statement, and nothing about the database."""
 
 
 class Database:
@@ -66,7 +79,7 @@ class Database:
         """One write transaction: commits when the block ends, rolls back when it raises.
 
         Raises:
-            StorageFullError, StorageError: nothing of the transaction is kept.
+            StorageFullError, StatementError, StorageError: nothing of the transaction is kept.
         """
         with self._write_lock:
             self._check()
@@ -83,7 +96,7 @@ class Database:
                     self._writer.execute("COMMIT")
             except StorageError as e:
                 self._roll_back()
-                if not isinstance(e, StorageFullError):
+                if not isinstance(e, StorageFullError | StatementError):
                     # A commit that failed may have been a failed fsync; its outcome on disk is unknown.
                     self._failed = str(e)
                 raise
@@ -169,5 +182,7 @@ def _our_errors(doing: str) -> Iterator[None]:
         raise StorageFullError(f"no space left to {doing}: free some and repeat") from e
     except (apsw.CorruptError, apsw.NotADBError) as e:
         raise StorageError(f"cannot {doing}: the file is damaged ({e}); restore it from a backup or a peer") from e
+    except _WRONG as e:
+        raise StatementError(f"cannot {doing}: {e}") from e
     except apsw.Error as e:
         raise StorageError(f"cannot {doing}: {e}") from e

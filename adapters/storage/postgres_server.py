@@ -19,6 +19,7 @@ from psycopg.pq import TransactionStatus
 from walytis_vault.adapters.storage import postgres_sql as pg
 from walytis_vault.adapters.storage.postgres_place import DEFAULTS
 from walytis_vault.domain.errors import MisuseError, StorageError, StorageUnavailableError
+from walytis_vault.projections.store import StatementError
 
 OLDEST: Final = 13
 """Oldest version of the server that is taken."""
@@ -29,6 +30,10 @@ PREPARE_AFTER: Final = 3
 PREPARED: Final = 500
 _PASSING: Final = ("08", "40", "53", "55", "57", "58")
 """Classes of errors that say nothing about the statement: the server is busy, full, starting or stopping."""
+_WRONG: Final = ("0A", "21", "22", "23", "25", "42", "44", "54", "P0")
+"""Classes of errors that say something about the statement, and nothing about the server."""
+_FORBIDDEN: Final = "42501"
+"""Of the same class, but what the user may do is no fault of a statement."""
 _ENDING: Final = ("08", "57P")
 _numbers = count()
 
@@ -181,7 +186,16 @@ def our_errors(
             raise error from e
         if state.startswith(_PASSING):
             raise StorageUnavailableError(f"PostgreSQL cannot {doing} now ({detail}): repeat later") from e
-        raise StorageError(f"PostgreSQL cannot {doing}: {detail}") from e
+        kind = StatementError if _is_wrong(e) else StorageError
+        raise kind(f"PostgreSQL cannot {doing}: {detail}") from e
+
+
+def _is_wrong(error: psycopg.Error) -> bool:
+    """Whether the statement is at fault. psycopg's own checks have no state."""
+    state = error.sqlstate
+    if state is None:
+        return isinstance(error, psycopg.ProgrammingError | psycopg.DataError | psycopg.NotSupportedError)
+    return state.startswith(_WRONG) and state != _FORBIDDEN
 
 
 def _detail(error: psycopg.Error) -> str:

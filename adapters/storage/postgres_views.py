@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 from walytis_vault.adapters.storage import postgres_sql as pg
 from walytis_vault.adapters.storage.postgres_server import Link, connect, our_errors
 from walytis_vault.domain.errors import StorageError, StorageUnavailableError
-from walytis_vault.projections.store import ColumnType, Connection, Table, Value, checked_name
+from walytis_vault.projections.store import ColumnType, Connection, StatementError, Table, Value, checked_name
 
 READERS: Final = 4
 """Reading connections (a count)."""
@@ -98,13 +98,13 @@ class PostgresViewStore:
             self._check()
             link = self._writer
             if link.status is not TransactionStatus.IDLE and not link.broken:
-                raise StorageError("a transaction of the views is open in this thread")
+                raise StatementError("a transaction of the views is open in this thread")
             with our_errors("write the views", link, self._lose):
                 running = _Running(link, self._columns)
                 try:
                     yield running
                     if link.status is TransactionStatus.INERROR:
-                        raise StorageError("a statement failed inside a transaction of the views that went on")
+                        raise StatementError("a statement failed inside a transaction of the views that went on")
                     self._analyze(running)
                 except BaseException:
                     link.roll_back()

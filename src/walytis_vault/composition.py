@@ -236,9 +236,8 @@ def _open(
         from walytis_vault.metrics import MetricsServer, families
 
         def collect() -> Iterator[Metric]:
-            failed = {name: views.live(name).runner.stopped for name in views.folded}
             positions = {"log": log.index.horizon} | {name: views.live(name).position for name in views.folded}
-            return families(health.details(), positions, healthy=not health.problems(failed))
+            return families(health.details(), positions, healthy=not health.problems(views.errors()))
 
         served = MetricsServer(metrics, collect)
         opened.callback(served.close)

@@ -73,16 +73,16 @@ class Health:
             "chain": self._chain(),
         }
 
-    def problems(self, views: Mapping[str, str | None]) -> list[str]:
+    def problems(self, views: Mapping[str, str]) -> list[str]:
         """Sentences for people; empty when all is well.
 
         Args:
-            views: name -> error, None where there is none.
+            views: name -> error, of the views that have one.
         """
         free = self.disk()["free"] or 0
         low = [f"only {free >> 20} MiB are free on the disk"] if free < LOW_SPACE else []
-        stopped = [f"view {name}: {error}" for name, error in views.items() if error]
-        return [*low, *(f"{part}: {error}" for part, error in self.errors().items()), *stopped]
+        parts = [f"{part}: {error}" for part, error in self.errors().items()]
+        return [*low, *parts, *(f"view {name}: {error}" for name, error in views.items())]
 
     def _chain(self) -> int | None:
         now = time.monotonic()

@@ -247,7 +247,7 @@ class NodeService(Commands):
         """See `VaultService.replay`."""
         if view is not None:
             self._views.live(view)
-        names = [view] if view is not None else list(self._views.status())
+        names = [view] if view is not None else list(self._views.folded)
         horizon = self._vault_log.index.horizon
         self.wait_for(horizon, timeout=VIEWS_WAIT_S)
         before = self._views.status()

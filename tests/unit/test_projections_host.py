@@ -15,7 +15,7 @@ from support.memory_log import MemoryLog
 from support.view_world import at, content, founded, hosting, published, random_history
 from walytis_vault.domain import events as ev
 from walytis_vault.domain import faults
-from walytis_vault.domain.errors import MisuseError, StorageError, TimedOutError, UnknownIdError
+from walytis_vault.domain.errors import MisuseError, TimedOutError, UnknownIdError
 from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
 from walytis_vault.projections.catalogue import Catalogue
 from walytis_vault.projections.plugins import OWN
@@ -387,27 +387,6 @@ def test_a_changed_epoch_rebuilds_at_start(tmp_path: Path) -> None:
     with hosting(tmp_path, log, views=[Counter], epoch=lambda: 2) as host:
         host.catch_up()
         assert host.live("counter").view.view.generation == generation
-
-
-def test_a_full_disk_stops_nothing_for_ever(tmp_path: Path) -> None:
-    """When the store refuses, nothing is half applied, waiting says why, and a restart continues."""
-    log = MemoryLog()
-    log.add(history(4))
-
-    def refuse(name: str) -> None:
-        if name == "projections.before_commit":
-            raise StorageError("no space left")
-
-    with hosting(tmp_path, log, views=[Counter]) as host:
-        faults.install(refuse)
-        host.start()
-        with pytest.raises(StorageError, match="no space left"):
-            host.wait(4, timeout=10)
-        faults.install(None)
-        assert counts(host.query) == {}
-    with hosting(tmp_path, log, views=[Counter]) as host:
-        host.catch_up()
-        assert sum(counts(host.query).values()) == 4
 
 
 def test_hashes_survive_a_restart_and_follow_what_came_after(tmp_path: Path) -> None:
