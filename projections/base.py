@@ -23,6 +23,8 @@ from walytis_vault.projections.store import Connection, Table, ViewStore, one
 
 LOG: Final = "log"
 """The application name under which the host tracks positions."""
+LATE: Final = 0
+"""Changes that subscribers, who are beyond their events, get with the next event stand at this position meanwhile."""
 TRACKING = Table(
     name="tracking",
     columns={"view": "text", "generation": "integer", "application": "text", "position": "integer"},
@@ -164,7 +166,7 @@ class View(Projection[ViewRecorder]):
         """Event type -> what to do: (connection, event, origin, position)."""
         self._touched: list[tuple[int, bytes]] = []
         self.touch_at: int | None = None
-        """Where changes are listed, when not at the event's own position (a late retry)."""
+        """Where changes are listed, when not at the event's own position: `LATE` while one is folded late."""
         self._changes = self.t("changes")
         self.rows_since: str | None = None
         """For views whose every row first changes at its own position: SQL that gives (position, key) of rows after
@@ -235,6 +237,19 @@ class View(Projection[ViewRecorder]):
                 self._touched,
             )
             self._touched = []
+
+    def has_late(self, connection: Connection) -> bool:
+        """Whether there are changes that subscribers get with the next event."""
+        return one(connection.execute(f"SELECT 1 FROM {self._changes} WHERE position = {LATE} LIMIT 1")) is not None
+
+    def list_late(self, connection: Connection, position: int) -> None:
+        """List late changes at the position of an event that has just been folded."""
+        connection.execute(
+            f"INSERT INTO {self._changes} (position, key) SELECT ?, key FROM {self._changes} WHERE position = {LATE}"
+            " ON CONFLICT DO NOTHING",
+            (position,),
+        )
+        connection.execute(f"DELETE FROM {self._changes} WHERE position = {LATE}")
 
     def roll_back(self) -> None:
         """Drop what was remembered of a transaction that did not commit. Overrides call this too."""

@@ -14,7 +14,7 @@ from eventsourcing.persistence import Tracking
 from walytis_vault.domain.errors import VaultError
 from walytis_vault.domain.events import Recorded
 from walytis_vault.domain.faults import fault
-from walytis_vault.projections.base import LOG, View
+from walytis_vault.projections.base import LATE, LOG, View
 from walytis_vault.projections.blame import is_its_own, sentence
 from walytis_vault.projections.store import Connection, Table, ViewStore, one
 
@@ -55,6 +55,8 @@ class Runner:
         self._reached = 0
         self._last: tuple[int, Recorded] | None = None
         """The last event that was folded since the last commit."""
+        self._late = False
+        """Whether there are changes that subscribers get with the next event."""
 
     @property
     def generation(self) -> int:
@@ -66,6 +68,7 @@ class Runner:
         self.indexed = not bulk
         self.view.create(connection, bulk=bulk)
         self.position = self._reached = self.view.view.position_in(connection) or 0
+        self._late = self.view.has_late(connection)
 
     def index(self, connection: Connection) -> None:
         """Create the indexes that `open` left out."""
@@ -115,6 +118,8 @@ class Runner:
             self.view.flush(connection)
             if self._last is not None:
                 self._mark(connection, self._last[0], mark_of(self._last[1]))
+                if self._late:
+                    self.view.list_late(connection, self._last[0])
             self.view.view.insert_tracking(Tracking(LOG, self._reached))
 
     def _mark(self, connection: Connection, position: int, mark: bytes) -> None:
@@ -132,6 +137,7 @@ class Runner:
     def committed(self) -> None:
         """The host's transaction is committed."""
         self.position = self._reached
+        self._late = self._late and self._last is None
         self._last = None
 
     def roll_back(self) -> None:
@@ -205,7 +211,7 @@ class Runner:
             if isinstance(event, VaultError):
                 raise event
             with self._store.transaction() as connection, view.view.joined(connection):
-                view.touch_at = self.position  # subscribers are beyond the event's own position
+                view.touch_at = LATE  # subscribers are beyond the event's own position
                 view.fold(connection, event, position)
                 view.flush(connection)
                 connection.execute(
@@ -218,6 +224,7 @@ class Runner:
             return False
         finally:
             view.touch_at = None
+        self._late = True
         return True
 
     def seal(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from walytis_vault.projections.base import Local
 from walytis_vault.projections.catalogue import Catalogue
 from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.plugins import OWN, load_views
+from walytis_vault.projections.store import ViewStore
 
 
 def all_changes(host: ProjectionHost, view: str, limit: int, **filters: Any) -> list[Any]:
@@ -135,8 +137,11 @@ def test_changes_can_be_filtered(tmp_path: Path) -> None:
             host.changes("catalogue", after=-1)
 
 
-def test_a_retried_event_reaches_subscribers_that_are_beyond_it(tmp_path: Path) -> None:
-    """What a view folds late is announced late, not at a position that nobody looks at again."""
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_retried_event_reaches_subscribers_that_are_beyond_it(
+    tmp_path: Path, make_store: Callable[[Path], ViewStore], restart: bool
+) -> None:
+    """Who has caught up gets what a view folded late with the next event that is there, also after a restart."""
 
     class Fussy(Catalogue):
         ready = False
@@ -155,13 +160,25 @@ def test_a_retried_event_reaches_subscribers_that_are_beyond_it(tmp_path: Path) 
     Fussy.name = "catalogue"
     log = MemoryLog()
     log.add([at(published(i), "did:a", i + 1) for i in range(1, 5)])
-    with hosting(tmp_path, log, views=[Fussy]) as host:
+    with hosting(tmp_path, log, views=[Fussy], make_store=make_store) as host:
         host.catch_up()
         assert host.status()["catalogue"].parked == 1
+        _, caught_up = host.changes("catalogue", after=0)
         Fussy.ready = True
-        host.retry("catalogue")
-        late = host.changes("catalogue", after=3)[0]
-        assert [c.ids[0] for c in late] == sorted([content(2).hex(), content(4).hex()])
+        assert host.retry("catalogue") == 0
+        assert host.changes("catalogue", after=caught_up) == ([], 4)
+        log.void.add(log.add([at(published(5), "did:a", 6)]))
+        log.add([at(published(6), "did:a", 7)])
+        if not restart:
+            host.catch_up()
+            late, position = host.changes("catalogue", after=caught_up)
+    if restart:
+        with hosting(tmp_path, log, views=[Fussy], make_store=make_store) as host:
+            host.catch_up()
+            late, position = host.changes("catalogue", after=caught_up)
+            assert host.changes("catalogue", after=position) == ([], 6)
+    assert position == 6
+    assert {(c.position, c.ids[0]) for c in late} == {(6, content(2).hex()), (6, content(6).hex())}
 
 
 def test_sources_cannot_be_subscribed_to(tmp_path: Path) -> None:
