@@ -5,13 +5,14 @@ The half of the host that only reads. Everything here may be called from any thr
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 from eventsourcing.dcb.api import DCBQuery, DCBQueryItem, DCBSequencedEvent
 
-from walytis_vault.domain.errors import MisuseError, StorageError, UnknownIdError, ViewFailedError
+from walytis_vault.domain.errors import MisuseError, NotYetAvailableError, StorageError, UnknownIdError, ViewFailedError
 from walytis_vault.domain.events import PRODUCT_EVENTS, LoggedEvent, ballot_tag, content_tag
 from walytis_vault.projections import paging
 from walytis_vault.projections.announcing import Answer
@@ -69,6 +70,8 @@ class Asking:
     """Views that are left out, and why."""
     _sources: dict[str, Source]
     _past: Past
+    _moved: threading.Condition
+    _closing: bool
 
     def _decode(self, sequenced: DCBSequencedEvent) -> Decoded:
         raise NotImplementedError
@@ -120,6 +123,7 @@ class Asking:
         Raises:
             UnknownIdError: no such view.
             MisuseError: no such filter, or a bad value.
+            NotYetAvailableError: it is being built for the first time, or for a new version: it has no rows to give.
             ViewFailedError: the view's own code failed.
             StorageError: the store cannot be read.
         """
@@ -130,7 +134,34 @@ class Asking:
         if source is not None:
             page = source.page(request)
             return Page(rows=page.rows, cursor=page.cursor, position=self._horizon.horizon)
-        return self._patiently(lambda: self.live(view).page(request))
+        return self._patiently(lambda: self._built(view).page(request))
+
+    def wait_built(self, view: str, *, timeout: float) -> None:
+        """Block while a view is being built that has no older rows to answer from.
+
+        Args:
+            timeout: seconds.
+        Raises:
+            UnknownIdError. NotYetAvailableError: not in time. ViewFailedError: it stopped before it was built.
+        """
+        if view in self._sources:
+            return
+        live = self.live(view)
+        with self._moved:
+            self._moved.wait_for(lambda: not live.behind or live.runner.stopped or self._closing, timeout)
+        self._built(view)
+
+    def _built(self, name: str) -> LiveView:
+        live = self.live(name)
+        if live.behind and live.runner.stopped:
+            raise ViewFailedError(f"view {name} stopped at {live.runner.stopped}: walytis-vault retry {name}")
+        if live.behind:
+            done = int(100 * self._progress(live.position))
+            raise NotYetAvailableError(f"view {name} is being built, {done} %: repeat later")
+        return live
+
+    def _progress(self, position: int) -> float:
+        return min(1.0, position / max(1, self._horizon.horizon))
 
     def query_as_of(
         self,
@@ -187,7 +218,7 @@ class Asking:
         rebuilding, digest = None, ""
         if live.building is not None or live.behind:
             at = live.position if live.building is None else live.building.position
-            rebuilding = round(min(1.0, at / max(1, self._horizon.horizon)), 4)
+            rebuilding = round(self._progress(at), 4)
         try:
             digest = live.hash()
         except (StorageError, ViewFailedError) as e:

@@ -54,7 +54,7 @@ from walytis_vault.reading import Reading, read_state
 from walytis_vault.safekeeping import Safekeeping
 
 VIEWS_WAIT_S: Final = 5.0
-"""How long a query waits for the views to include what was recorded before it."""
+"""How long a query waits for the views to include what was recorded before it, and for one that is being built."""
 VERSION: Final = "0.1.0"
 
 
@@ -189,6 +189,7 @@ class NodeService(Commands):
         self._views.row_type(view)
         if as_of is None:
             self.wait_for(self._vault_log.index.horizon, timeout=VIEWS_WAIT_S)
+            self._views.wait_built(view, timeout=VIEWS_WAIT_S)
             page = self._views.query(view, limit=limit, cursor=cursor, filters=filters)
         else:
             page = self._views.query_as_of(view, as_of, limit=limit, cursor=cursor, filters=filters)

@@ -15,7 +15,13 @@ from support.memory_log import MemoryLog
 from support.view_world import at, content, founded, hosting, published, random_history
 from walytis_vault.domain import events as ev
 from walytis_vault.domain import faults
-from walytis_vault.domain.errors import MisuseError, TimedOutError, UnknownIdError
+from walytis_vault.domain.errors import (
+    MisuseError,
+    NotYetAvailableError,
+    TimedOutError,
+    UnknownIdError,
+    ViewFailedError,
+)
 from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
 from walytis_vault.projections.catalogue import Catalogue
 from walytis_vault.projections.plugins import OWN
@@ -248,11 +254,12 @@ def test_a_log_that_is_not_yet_readable_again_is_waited_for(tmp_path: Path) -> N
         assert sum(counts(host.query).values()) == 7
 
 
-def test_a_new_version_rebuilds_itself_at_start(tmp_path: Path) -> None:
-    """A view whose version changed begins anew and leaves no old tables."""
+@pytest.mark.parametrize("others", [[], [Catalogue]], ids=["alone", "beside"])
+def test_a_new_version_rebuilds_itself_at_start(tmp_path: Path, others: list[type[View]]) -> None:
+    """A view whose version changed begins anew, answers nothing before it is built, and leaves no old tables."""
     log = MemoryLog()
     log.add(history(4))
-    with hosting(tmp_path, log, views=[Counter]) as host:
+    with hosting(tmp_path, log, views=[Counter, *others]) as host:
         host.catch_up()
 
     class Doubled(Counter):
@@ -265,8 +272,11 @@ def test_a_new_version_rebuilds_itself_at_start(tmp_path: Path) -> None:
             super()._published(connection, event, origin, position)
             super()._published(connection, event, origin, position)
 
-    with hosting(tmp_path, log, views=[Doubled]) as host:
-        assert host.position == 0
+    with hosting(tmp_path, log, views=[Doubled, *others]) as host:
+        assert host.position == (4 if others else 0)
+        if others:
+            with pytest.raises(NotYetAvailableError, match="being built, 0 %"):
+                host.query("counter")
         host.catch_up()
         assert sum(counts(host.query).values()) == 8
         with host.live("counter").view.view.store.read() as connection:
@@ -287,6 +297,39 @@ def test_a_view_that_is_new_catches_up_behind_the_others(tmp_path: Path) -> None
         assert host.catch_up() == 9
         assert host.status()["counter"].rebuilding is None
         assert sum(counts(host.query).values()) == 9
+
+
+def test_a_view_that_is_being_built_is_waited_for_and_answers_nothing_wrong(tmp_path: Path) -> None:
+    """Until it has all rows a query is told how far it is; waiting for it ends when it is there, or stopped."""
+    log = MemoryLog()
+    log.add(history(8))
+    with hosting(tmp_path, log, views=[Catalogue]) as host:
+        host.catch_up()
+    with hosting(tmp_path, log, views=[Catalogue, Counter, Ordered], batch=2) as host:
+        said: list[str] = []
+
+        def look(name: str) -> None:
+            if name == "projections.after_commit" and host.live("counter").behind:
+                with pytest.raises(NotYetAvailableError) as refused:
+                    host.query("counter")
+                said.append(str(refused.value))
+                assert len(host.query("catalogue").rows) == 8
+
+        host.wait_built("catalogue", timeout=0)
+        with pytest.raises(NotYetAvailableError, match="view counter is being built, 0 %: repeat later"):
+            host.wait_built("counter", timeout=0)
+        Counter.broken.add(content(7))
+        faults.install(look)
+        host.start()
+        host.wait_built("counter", timeout=20)
+        faults.install(None)
+        assert said
+        assert all("view counter is being built" in text for text in said)
+        assert sum(counts(host.query).values()) == 7
+        with pytest.raises(ViewFailedError, match="stopped at position 8"):
+            host.wait_built("ordered", timeout=20)
+        with pytest.raises(ViewFailedError, match="stopped at position 8"):
+            host.query("ordered")
 
 
 def test_queries_and_new_events_go_on_during_a_rebuild(tmp_path: Path) -> None:
