@@ -48,6 +48,8 @@ class PackFiles:
         self._fs = fs
         self._pack_bytes = pack_bytes
         self._packs: dict[int, _Pack] = {}
+        self._torn: set[int] = set()
+        """Packs with bytes behind their end that nobody owns, copies of living contents perhaps."""
         self._next = 1
         self._current: tuple[int, int] | None = None
 
@@ -125,10 +127,15 @@ class PackFiles:
                 self._fs.fdatasync(self._current[1])
 
     def undo(self, ranges: Sequence[PackRange]) -> None:
-        """Take back ranges that were appended last and never entered the index."""
+        """Take back ranges that were appended last and did not enter the index.
+
+        Their bytes stay until something is wiped, or the next start: the commit that failed may have taken effect on
+        the disk after all, and then they are all there is. Wiping comes after a later commit, which shows that it did not.
+        """
         for found in ranges:
             pack = self._packs[found.pack]
             pack.end = min(pack.end, found.offset)
+            self._torn.add(found.pack)
 
     def now_live(self, ranges: Iterable[PackRange]) -> None:
         """Count ranges that entered the index."""
@@ -161,7 +168,8 @@ class PackFiles:
                 self._fs.close(fd)
 
     def wipe(self, ranges: Sequence[PackRange]) -> None:
-        """Overwrite ranges with random bytes, durably. Missing packs and cut tails count as wiped."""
+        """Overwrite ranges with random bytes, and cut off what `undo` left, durably. Missing packs count as wiped."""
+        self._cut_tails()
         by_pack: dict[int, list[PackRange]] = {}
         for found in ranges:
             by_pack.setdefault(found.pack, []).append(found)
@@ -208,6 +216,7 @@ class PackFiles:
             if self._fs.size(self.path(number)) is not None:
                 self._fs.unlink(self.path(number))
         self._packs.pop(number, None)
+        self._torn.discard(number)
         self._sync_folder()
 
     def usage(self) -> tuple[int, int]:
@@ -245,6 +254,12 @@ class PackFiles:
             fd, self._current = self._current[1], None
             with storage_errors("close a pack file"):
                 self._fs.close(fd)
+
+    def _cut_tails(self) -> None:
+        for number in sorted(self._torn):
+            with storage_errors("cut a pack file"):
+                self._cut(number, self._packs[number].end)
+            self._torn.discard(number)
 
     def _cut(self, number: int, end: int) -> None:
         fd = self._fs.open(self.path(number), os.O_RDWR)

@@ -160,6 +160,44 @@ def test_compaction(tmp_path: Path, plan: FaultPlan, error: int) -> None:
         again.close()
 
 
+@pytest.mark.parametrize("error", [FULL, BROKEN])
+def test_forgetting_after_a_compaction_that_failed(tmp_path: Path, plan: FaultPlan, error: int) -> None:
+    """Whichever call of a compaction fails, what is forgotten afterwards without a restart leaves no ciphertext."""
+    kept: list[Kept] = []
+    canaries: list[bytes] = []
+
+    def compact(store: DiskContentStore, _: Kept) -> None:
+        plan_number = plan._fail_at
+        plan.count_only()
+        kept[:] = [put(store, os.urandom(3000)) for _ in range(6)]
+        canaries[:] = [ciphertext(store, one)[60:92] for one in kept]
+        store.erase((kept[2].content_id,))
+        plan.fail_call(plan_number or 0, error)
+        store.compact(everything=True)
+
+    for number, (store, before, caught) in enumerate(each_call(tmp_path, plan, error, compact)):
+        home = tmp_path / str(number)
+        victims = [kept[0], kept[4], kept[5]]
+        try:
+            store.erase(tuple(one.content_id for one in victims))
+        except StorageError as e:
+            # A disk that confirms nothing any more: the next start begins with what this one could not do.
+            assert caught is not None
+            assert "restart" in str(e)
+            store.close()
+            store = open_store(home, fs=FaultyFileSystem(plan))
+            store.erase(tuple(one.content_id for one in victims))
+        files = {p: p.read_bytes() for p in home.rglob("*") if p.is_file()}
+        left = [p.name for p, data in files.items() for n in (0, 2, 4, 5) if canaries[n] in data]
+        assert left == []
+        living = [before, kept[1], kept[3], put(store, b"goes on")]
+        assert all(get(store, one) == one.data for one in living)
+        store.close()
+        again = open_store(home, fs=FaultyFileSystem(plan))
+        assert all(get(again, one) == one.data for one in living)
+        again.close()
+
+
 @pytest.mark.parametrize("error", ERRORS)
 def test_receiving_from_peers(tmp_path: Path, plan: FaultPlan, error: int) -> None:
     """Whichever call fails while a ciphertext comes in: our error, and a restart goes on or begins anew."""
