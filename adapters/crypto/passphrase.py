@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Meta
 
 from walytis_vault.adapters.crypto.sealing import KEY_BYTES
-from walytis_vault.domain.errors import MisuseError, UntrustedInputError
+from walytis_vault.domain.errors import MisuseError, StorageError, UntrustedInputError
 
 SALT_BYTES: Final = 32
 MIN_MEMORY_KIB: Final = 64 << 10
@@ -50,6 +50,7 @@ def key_from_passphrase(passphrase: str, parameters: Argon2Parameters) -> bytes:
     Raises:
         MisuseError: an empty or oversized passphrase.
         UntrustedInputError: parameters outside floor and ceiling.
+        StorageError: this machine cannot do it, whatever the passphrase: too little memory, or no Argon2id.
     """
     parameters.check()
     try:
@@ -66,5 +67,9 @@ def key_from_passphrase(passphrase: str, parameters: Argon2Parameters) -> bytes:
             lanes=parameters.lanes,
             memory_cost=parameters.memory_kib,
         ).derive(raw)
-    except (MemoryError, UnsupportedAlgorithm) as e:
-        raise MisuseError("this machine has not enough memory to open the passphrase") from e
+    except MemoryError as e:
+        raise StorageError(
+            f"too little memory to stretch the passphrase: {parameters.memory_kib >> 10} MiB must be free; repeat then"
+        ) from e
+    except UnsupportedAlgorithm as e:
+        raise StorageError("the OpenSSL of this installation has no Argon2id: install a newer `cryptography`") from e
