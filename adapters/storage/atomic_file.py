@@ -1,11 +1,13 @@
 """Small files that are replaced as a whole: temp file in the same folder, fsync, rename, fsync folder.
 
 The old file's bytes are overwritten after the rename, so that an old wrapped key does not linger in free
-blocks of a plain disk. A reader sees the old file or the new one, never a mixture.
+blocks of a plain disk; so are those of a temp file that did not make it. A reader sees the old file or the new
+one, never a mixture.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Final
@@ -25,20 +27,17 @@ def replace_file(fs: FileSystem, path: Path, data: bytes) -> None:
         StorageFullError, StorageError: the old file is still there.
         SyncFailedError: unknown which of the two is there after a power cut.
     """
-    temp = f"{path}{TEMP_SUFFIX}"
+    temp = path.with_name(f"{path.name}{TEMP_SUFFIX}")
     old = _open_old(fs, path)
     try:
-        with storage_errors(f"write {path.name}"):
-            fd = fs.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            try:
-                fs.pwrite(fd, data, 0)
-                with sync_errors(f"write {path.name}"):
-                    fs.fsync(fd)
-            finally:
-                fs.close(fd)
-        fault("replace.after_temp")
-        with storage_errors(f"replace {path.name}"):
-            fs.rename(temp, str(path))
+        try:
+            _write_temp(fs, temp, data)
+            fault("replace.after_temp")
+            with storage_errors(f"replace {path.name}"):
+                fs.rename(str(temp), str(path))
+        except StorageError:
+            _discard(fs, temp)
+            raise
         fault("replace.after_rename")
         with sync_errors(f"replace {path.name}"):
             fs.fsync_folder(str(path.parent))
@@ -65,6 +64,14 @@ def read_file(fs: FileSystem, path: Path, *, limit: int) -> bytes | None:
             fs.close(fd)
 
 
+def sweep_temp_files(fs: FileSystem, folder: Path) -> None:
+    """Overwrite and unlink what a crash left half replaced in a folder. Raises StorageError."""
+    with storage_errors("look for unfinished files"):
+        left = [name for name in fs.listdir(str(folder)) if name.endswith(TEMP_SUFFIX)]
+    for name in left:
+        remove_file(fs, folder / name)
+
+
 def remove_file(fs: FileSystem, path: Path) -> None:
     """Overwrite, then unlink a small file durably. Nothing happens when there is none."""
     old = _open_old(fs, path)
@@ -79,6 +86,26 @@ def remove_file(fs: FileSystem, path: Path) -> None:
         fs.unlink(str(path))
     with sync_errors(f"remove {path.name}"):
         fs.fsync_folder(str(path.parent))
+
+
+def _write_temp(fs: FileSystem, temp: Path, data: bytes) -> None:
+    with storage_errors(f"write {temp.name}"):
+        fd = fs.open(str(temp), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            fs.pwrite(fd, data, 0)
+            with sync_errors(f"write {temp.name}"):
+                fs.fsync(fd)
+        finally:
+            fs.close(fd)
+
+
+def _discard(fs: FileSystem, temp: Path) -> None:
+    """Overwrite and unlink, or at least unlink. The caller has an error to raise; a start sweeps what is left."""
+    with contextlib.suppress(StorageError):
+        remove_file(fs, temp)
+    with contextlib.suppress(StorageError), storage_errors(f"remove {temp.name}"):
+        if fs.size(str(temp)) is not None:
+            fs.unlink(str(temp))
 
 
 def _open_old(fs: FileSystem, path: Path) -> tuple[int, int] | None:

@@ -130,7 +130,7 @@ class PackFiles:
         """Take back ranges that were appended last and did not enter the index.
 
         Their bytes stay until something is wiped, or the next start: the commit that failed may have taken effect on
-        the disk after all, and then they are all there is. Wiping comes after a later commit, which shows that it did not.
+        the disk after all, and then they are all there is. Wiping comes after a later commit: then it did not.
         """
         for found in ranges:
             pack = self._packs[found.pack]

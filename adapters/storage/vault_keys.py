@@ -7,6 +7,7 @@ rewrites only this small file. Format: docs/wire-format-content.md, "Master key"
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -17,7 +18,7 @@ import msgspec
 from walytis_vault.adapters.crypto.labels import MASTER_SALT, MASTER_WRAP
 from walytis_vault.adapters.crypto.passphrase import SALT_BYTES, Argon2Parameters, key_from_passphrase
 from walytis_vault.adapters.crypto.sealing import KEY_BYTES, Sealer, derive_subkey
-from walytis_vault.adapters.storage.atomic_file import read_file, remove_file, replace_file
+from walytis_vault.adapters.storage.atomic_file import read_file, remove_file, replace_file, sweep_temp_files
 from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
 from walytis_vault.domain.errors import (
     ConflictError,
@@ -91,8 +92,9 @@ class VaultKeys:
             StorageError: no master key here, or its file is damaged.
         """
         master = _load_master(folder, fs, passphrase)
+        # What a crash left behind: half written files, and a key file that gave way to a passphrase.
+        sweep_temp_files(fs, folder)
         if passphrase is not None:
-            # What a crash left behind while the key file gave way to a passphrase.
             remove_file(fs, folder / KEY_FILE)
         return cls(folder, fs, master)
 
@@ -150,7 +152,8 @@ class VaultKeys:
         Raises:
             WrongPassphraseError: `old` does not open the vault; nothing changed.
             MisuseError: `new` is empty or too long; nothing changed.
-            StorageError: the old passphrase is still valid.
+            StorageError: the old or the new one opens the vault, never both; repeat the change to finish it.
+            SyncFailedError: which of them does may change with a power cut.
         """
         with self._changing:
             try:
@@ -206,17 +209,32 @@ class VaultKeys:
 
 def _store_master(folder: Path, fs: FileSystem, master: bytes, passphrase: str | None) -> None:
     argon2: Argon2Parameters | None = None
+    fresh = False
     if passphrase is None:
-        wrapping = _key_file(folder, fs, missing_ok=True)
-        if wrapping is None:
-            wrapping = os.urandom(KEY_BYTES)
-            replace_file(fs, folder / KEY_FILE, wrapping)
+        found = _key_file(folder, fs, missing_ok=True)
+        fresh = found is None
+        wrapping = found or os.urandom(KEY_BYTES)
     else:
         argon2 = Argon2Parameters(salt=os.urandom(SALT_BYTES))
         wrapping = key_from_passphrase(passphrase, argon2)
     kind: Literal["passphrase", "key-file"] = "key-file" if argon2 is None else "passphrase"
     sealed = Sealer(wrapping, MASTER_WRAP).seal(master, kind.encode())
-    replace_file(fs, folder / MASTER_FILE, msgspec.msgpack.encode(MasterFile(kind=kind, argon2=argon2, sealed=sealed)))
+    raw = msgspec.msgpack.encode(MasterFile(kind=kind, argon2=argon2, sealed=sealed))
+    try:
+        if fresh:
+            replace_file(fs, folder / KEY_FILE, wrapping)
+        replace_file(fs, folder / MASTER_FILE, raw)
+    except StorageError:
+        if fresh:
+            _remove_useless_key_file(folder, fs, raw)
+        raise
+
+
+def _remove_useless_key_file(folder: Path, fs: FileSystem, raw: bytes) -> None:
+    """After a failure: unless the master file that it opens got its name, a key file must not lie beside the vault."""
+    with contextlib.suppress(StorageError):  # there is an error to raise; the next opening removes it too
+        if read_file(fs, folder / MASTER_FILE, limit=MAX_MASTER_FILE) != raw:
+            remove_file(fs, folder / KEY_FILE)
 
 
 def _read_master_file(folder: Path, fs: FileSystem) -> MasterFile:

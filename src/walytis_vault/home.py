@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from walytis_vault.adapters.storage.atomic_file import read_file, replace_file
+from walytis_vault.adapters.storage.atomic_file import read_file, replace_file, sweep_temp_files
 from walytis_vault.domain.errors import AlreadyRunningError, MisuseError, StorageError
 from walytis_vault.domain.events import DidText, Digest
 from walytis_vault.domain.ports import FileSystem
@@ -137,8 +137,11 @@ class Home:
     def use_private_temp(self) -> None:
         """Let this process put its temporary files here, where nobody else looks and the next start clears them.
 
-        The libraries below leave theirs behind.
+        The libraries below leave theirs behind; so does a crash of ours while it replaces a file.
         """
+        for own in (self.path, self.path / "peers"):
+            if own.exists():
+                sweep_temp_files(self._fs, own)
         folder = self.path / "tmp"
         try:
             shutil.rmtree(folder, ignore_errors=True)

@@ -180,10 +180,9 @@ def test_forgetting_after_a_compaction_that_failed(tmp_path: Path, plan: FaultPl
         victims = [kept[0], kept[4], kept[5]]
         try:
             store.erase(tuple(one.content_id for one in victims))
-        except StorageError as e:
+        except StorageError:
             # A disk that confirms nothing any more: the next start begins with what this one could not do.
-            assert caught is not None
-            assert "restart" in str(e)
+            assert caught is not None, "nothing had failed before"
             store.close()
             store = open_store(home, fs=FaultyFileSystem(plan))
             store.erase(tuple(one.content_id for one in victims))

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from support.canaries import find_canaries
 from support.faulty_files import FaultPlan, FaultyFileSystem
+from walytis_vault.adapters.crypto import passphrase as passphrase_module
 from walytis_vault.adapters.crypto.passphrase import Argon2Parameters, key_from_passphrase
 from walytis_vault.adapters.storage import vault_keys
 from walytis_vault.adapters.storage.secrets_file import MAX_SECRETS, SecretsFile
@@ -120,8 +122,12 @@ def test_a_change_of_passphrase_that_fails_anywhere(
             keys.change_passphrase(old, new)
         failed = bool(plan.failed)
         plan.count_only()
-        opened = [way for way in (old, new) if opens(folder, way)]
+        # Before anything is opened again, which would tidy up: what a thief would find.
+        assert not list(folder.glob("*.tmp"))
+        opened = [way for way in (old, new) if opens(folder, way, tidy=False)]
         assert len(opened) == 1
+        if opened == [old] and old is not None:
+            assert not (folder / "vault.key").exists()
         keys.change_passphrase(old, new)
         keys.change_passphrase(old, new)
         assert VaultKeys.open(folder, FS, new).subkey(b"x") == keys.subkey(b"x")
@@ -131,9 +137,12 @@ def test_a_change_of_passphrase_that_fails_anywhere(
     assert number > 5
 
 
-def opens(folder: Path, passphrase: str | None) -> bool:
+def opens(folder: Path, passphrase: str | None, *, tidy: bool = True) -> bool:
     try:
-        VaultKeys.open(folder, FS, passphrase)
+        if tidy:
+            VaultKeys.open(folder, FS, passphrase)
+        else:
+            vault_keys._load_master(folder, FS, passphrase)
     except (WrongPassphraseError, LockedError):
         return False
     return True
@@ -148,6 +157,55 @@ def test_a_key_file_that_a_crash_left_goes_with_the_next_start(tmp_path: Path) -
     (tmp_path / "vault.key").chmod(0o600)
     VaultKeys.open(tmp_path, FS, "p")
     assert not find_canaries(tmp_path, {"key file": left})
+
+
+def test_what_a_crash_left_half_written_goes_with_the_next_start(tmp_path: Path) -> None:
+    """A change that was killed before its rename leaves no second wrapping of the master key for good."""
+    made = VaultKeys.create(tmp_path, FS, "p")
+    other = VaultKeys(tmp_path / "other", FS, made.subkey(b"x"))
+    (tmp_path / "other").mkdir()
+    other.seal_copy(tmp_path / "other", "attempted", with_key_file=False)
+    left = (tmp_path / "other" / "master.sealed").read_bytes()
+    (tmp_path / "other" / "master.sealed").rename(tmp_path / "master.sealed.tmp")
+    assert find_canaries(tmp_path, {"wrapping": left[-40:]})
+    with pytest.raises(WrongPassphraseError):
+        VaultKeys.open(tmp_path, FS, "q")
+    VaultKeys.open(tmp_path, FS, "p")
+    assert not find_canaries(tmp_path, {"wrapping": left[-40:]})
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("error", [MemoryError("m"), UnsupportedAlgorithm("a")])
+def test_a_machine_that_cannot_stretch_is_no_wrong_passphrase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Too little memory, or no Argon2id, is told as what it is, and changes nothing."""
+
+    class Unable:
+        def __init__(self, **_: object) -> None:
+            raise error
+
+    keys = VaultKeys.create(tmp_path, FS, "p")
+    with monkeypatch.context() as patch:
+        patch.setattr(passphrase_module, "Argon2id", Unable)
+        for attempt in (lambda: VaultKeys.open(tmp_path, FS, "p"), lambda: keys.change_passphrase("p", "q")):
+            with pytest.raises(StorageError, match=r"memory|Argon2id"):
+                attempt()
+    assert opens(tmp_path, "p")
+
+
+BOUNDS = [("memory_kib", 64 << 10, 1 << 20), ("iterations", 3, 32), ("lanes", 1, 16)]
+
+
+@pytest.mark.parametrize(("field", "floor", "ceiling"), BOUNDS)
+def test_floor_and_ceiling_are_exact(field: str, floor: int, ceiling: int) -> None:
+    """Argon2id's parameters are taken at floor and ceiling, and refused one beyond."""
+    for value in (floor, ceiling):
+        Argon2Parameters(salt=bytes(32), **{field: value}).check()
+    for value in (floor - 1, ceiling + 1):
+        with pytest.raises(UntrustedInputError):
+            Argon2Parameters(salt=bytes(32), **{field: value}).check()
+    assert len(key_from_passphrase("p", Argon2Parameters(salt=bytes(32), memory_kib=64 << 10, lanes=1))) == 32
 
 
 def test_lock_and_unlock(tmp_path: Path) -> None:
@@ -262,4 +320,5 @@ def test_a_failed_write_keeps_the_old_secrets(tmp_path: Path, error: int) -> Non
             assert isinstance(caught.value, StorageFullError)
         plan.count_only()
         assert SecretsFile(tmp_path, keys, FS).open_secrets()["v"] in (b"old", b"new")
+        assert not list(tmp_path.glob("*.tmp"))
         faulty.seal_secrets({"v": b"old"})
