@@ -1,7 +1,7 @@
 """A file that is given up when the disk is full, so that forgetting still works.
 
-Written with real bytes at start (a sparse file would reserve nothing). Refuses nothing: without room for the
-ballast the store still opens.
+Written with random bytes at start: a sparse file would reserve nothing, nor would zeros on a file system that
+compresses. Refuses nothing: without room for the ballast the store still opens.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Ballast:
                         return self._held
                     fd = self._fs.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                     try:
-                        self._fs.pwrite(fd, bytes(BALLAST_BYTES), 0)
+                        self._fs.pwrite(fd, os.urandom(BALLAST_BYTES), 0)
                         self._fs.fsync(fd)
                     finally:
                         self._fs.close(fd)

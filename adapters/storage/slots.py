@@ -54,7 +54,7 @@ class SlotFile:
                 with sync_errors("create the key slots"):
                     fs.fsync(self._fd)
                     fs.fsync_folder(str(path.parent))
-            elif fs.pread(self._fd, len(MAGIC), 0) != MAGIC:
+            elif fs.pread(self._fd, HEADER_BYTES, 0) != MAGIC.ljust(HEADER_BYTES, b"\x00"):
                 raise StorageError(f"{path.name} is not a slot file of version 1: restore it from a backup")
         self._capacity = (size - HEADER_BYTES) // SLOT_BYTES
 
@@ -121,9 +121,9 @@ class SlotFile:
             plain = sealer.open(sealed, self._context(slot))
         except UntrustedInputError:
             return None
-        if plain[0] != SLOT_VERSION:
-            return None
         end = 1 + ID_BYTES
+        if plain[0] != SLOT_VERSION or any(plain[end + CONTENT_KEY_BYTES :]):
+            return None  # not of this format
         return ContentId(plain[1:end]), ContentKey(plain[end : end + CONTENT_KEY_BYTES])
 
     def wipe(self, slots: Sequence[int]) -> None:

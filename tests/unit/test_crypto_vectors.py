@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from support.content_stores import open_store
 from vectors.c2sp_reference import CHUNK, encrypt, seal_chunks
 from vectors.make_content_vectors import CONTENT_ID, FILE, KEY, SALT, context, make, stream
 from walytis_vault.adapters.crypto.ciphertext_root import LeafHasher
@@ -19,7 +20,8 @@ from walytis_vault.adapters.storage.slots import HEADER_BYTES, SLOT_BYTES, SlotF
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
 from walytis_vault.adapters.system import OsFileSystem
 from walytis_vault.domain.errors import VaultError
-from walytis_vault.domain.ids import ContentId, ContentKey
+from walytis_vault.domain.ids import ContentId, ContentKey, Root
+from walytis_vault.domain.limits import SEGMENT_BYTES
 
 VECTORS: list[dict[str, Any]] = json.loads(FILE.read_text())["vectors"]
 
@@ -79,14 +81,35 @@ def test_our_encryption_is_the_specification(size: int) -> None:
 
 
 @pytest.mark.parametrize("vector", of_kind("root"))
-def test_root(vector: dict[str, Any]) -> None:
-    """The root over segments of 1 MiB, in whatever pieces the bytes come."""
+def test_root(vector: dict[str, Any], tmp_path: Path) -> None:
+    """The root over segments of 1 MiB, in whatever pieces the bytes come; a root made wrongly takes no bytes."""
     data = stream(vector["seed"], vector["length"])
+    root = Root(bytes.fromhex(vector["root"]))
     for step in (1 << 20, 700_001, len(data)):
         hasher = LeafHasher()
         for start in range(0, len(data), step):
             hasher.update(memoryview(data)[start : start + step])
-        assert hasher.finish()[1].hex() == vector["root"]
+        leaves, found = hasher.finish()
+        assert (found == root) == (vector["error"] is None)
+
+    def receive() -> None:
+        if not receiver.has_leaves:
+            receiver.set_leaves(leaves)
+        for number in receiver.missing():
+            receiver.write_segment(number, data[number * SEGMENT_BYTES : (number + 1) * SEGMENT_BYTES])
+
+    store = open_store(tmp_path)
+    receiver = store.begin_ciphertext(ContentId(CONTENT_ID), root, len(data))
+    if vector["error"] is None:
+        receive()
+        assert receiver.missing() == []
+    else:
+        with pytest.raises(VaultError) as caught:
+            receive()
+        assert code_of(caught.value) == vector["error"]
+        assert receiver.missing() == list(range(len(leaves)))
+    receiver.close()
+    store.close()
 
 
 @pytest.mark.parametrize("vector", of_kind("descriptor"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -259,6 +260,27 @@ def test_a_cut_slot_file_loses_only_those_keys(tmp_path: Path) -> None:
     assert all(get(again, one) == one.data for one in [*kept[:2], *more])
     assert [again.content_key(one.content_id) is None for one in kept] == [False, False, True, True]
     again.close()
+
+
+@pytest.mark.parametrize("offset", [0, 27, 4095])
+def test_a_slot_file_with_another_header_is_refused(tmp_path: Path, offset: int) -> None:
+    """Magic and reserved zeros of the header are held against the format, byte by byte."""
+    store = open_store(tmp_path)
+    put(store, b"x")
+    store.close()
+    path = tmp_path / "content" / "keys.slots"
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match="slot file of version 1"):
+        open_store(tmp_path)
+
+
+def test_the_reserved_space_does_not_compress(tmp_path: Path) -> None:
+    """The ballast takes its room on a file system that compresses, too."""
+    open_store(tmp_path).close()
+    data = (tmp_path / "content" / "ballast").read_bytes()
+    assert len(zlib.compress(data)) >= len(data) == 4 << 20
 
 
 @pytest.mark.parametrize("name", ["index.db", "keys.slots"])

@@ -117,35 +117,69 @@ def content_vectors() -> list[dict[str, Any]]:
 
 
 def root_vectors() -> list[dict[str, Any]]:
-    """Roots of ciphertexts made from a seed, and of changed ones, which must differ."""
+    """Roots of ciphertexts made from a seed, and roots that were made wrongly, which no right segments may give."""
 
-    def leaf(data: bytes) -> bytes:
-        return hashlib.sha256(b"walytis-vault/leaf/v1\x00" + data).digest()
+    def digest(label: str, data: bytes) -> bytes:
+        return hashlib.sha256(f"walytis-vault/{label}/v1".encode() + b"\x00" + data).digest()
 
-    def root(segments: list[bytes], length: int) -> str:
-        level = [leaf(s) for s in segments]
+    def root(
+        segments: list[bytes],
+        *,
+        leaf_label: str = "leaf",
+        node_label: str = "node",
+        root_label: str = "root",
+        length: bytes | None = None,
+        odd_doubled: bool = False,
+        flipped: bool = False,
+    ) -> str:
+        level = [digest(leaf_label, s) for s in segments]
         while len(level) > 1:
             pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
-            level = [
-                hashlib.sha256(b"walytis-vault/node/v1\x00" + p[0] + p[1]).digest() if len(p) == 2 else p[0]
-                for p in pairs
-            ]
-        return hashlib.sha256(b"walytis-vault/root/v1\x00" + length.to_bytes(8, "big") + level[0]).hexdigest()
+            if odd_doubled:
+                pairs = [p * 2 if len(p) == 1 else p for p in pairs]
+            if flipped:
+                pairs = [p[::-1] for p in pairs]
+            level = [digest(node_label, p[0] + p[1]) if len(p) == 2 else p[0] for p in pairs]
+        size = sum(map(len, segments)).to_bytes(8, "big") if length is None else length
+        return digest(root_label, size + level[0]).hex()
 
-    out = []
-    for length in (328, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, 5 * SEGMENT + 7):
+    def one(length: int, name: str, found: str, error: str | None = None) -> dict[str, Any]:
+        return {"kind": "root", "name": name, "seed": "root", "length": length, "root": found, "error": error}
+
+    def cut(length: int) -> list[bytes]:
         data = stream("root", length)
-        segments = [data[i : i + SEGMENT] for i in range(0, length, SEGMENT)]
-        out.append(
-            {
-                "kind": "root",
-                "name": f"{length} bytes",
-                "seed": "root",
-                "length": length,
-                "root": root(segments, length),
-            }
-        )
-    return out
+        return [data[i : i + SEGMENT] for i in range(0, length, SEGMENT)]
+
+    right = [
+        one(length, f"{length} bytes", root(cut(length)))
+        for length in (328, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, 5 * SEGMENT + 7)
+    ]
+    size = 3 * SEGMENT
+    three = cut(size)
+    wrong = {
+        "leaf label for node": root(three, node_label="leaf"),
+        "node label for leaf": root(three, leaf_label="node"),
+        "node label for root": root(three, root_label="node"),
+        "length missing": root(three, length=b""),
+        "length little-endian": root(three, length=size.to_bytes(8, "little")),
+        "length of the plaintext": root(three, length=(size - 56 - 16 * 193).to_bytes(8, "big")),
+        "segments swapped": root([three[1], three[0], three[2]]),
+        "odd node doubled": root(three, odd_doubled=True),
+        "left and right exchanged": root(three, flipped=True),
+        "last segment dropped": root(three[:2], length=size.to_bytes(8, "big")),
+        "top node alone": digest(
+            "node", digest("node", digest("leaf", three[0]) + digest("leaf", three[1])) + digest("leaf", three[2])
+        ).hex(),
+    }
+    single = {
+        "leaf alone": digest("leaf", cut(SEGMENT)[0]).hex(),
+        "no labels": hashlib.sha256(cut(SEGMENT)[0]).hexdigest(),
+    }
+    return (
+        right
+        + [one(size, name, found, "untrusted-input") for name, found in wrong.items()]
+        + [one(SEGMENT, name, found, "untrusted-input") for name, found in single.items()]
+    )
 
 
 def text_vectors() -> list[dict[str, Any]]:
@@ -241,6 +275,8 @@ def slot_vectors() -> list[dict[str, Any]]:
         one("under another key", sealed(key=OTHER_KEY)),
         one("under another label", sealed(use="walytis-vault/secrets/v1")),
         one("unknown version", sealed(b"\x02" + plain[1:])),
+        one("first reserved byte not zero", sealed(plain[:49] + b"\x01" + plain[50:])),
+        one("last reserved byte not zero", sealed(plain[:-1] + b"\x01")),
         one("random", stream("slot", 128)),
         one("zeros", bytes(128)),
     ]
