@@ -97,10 +97,10 @@ class Desk:
         data = message.data
         if isinstance(call, c.PublishCall) and call.options.revises is None:
             inline = InlinePublish(options=call.options, data=data, key=key)
-            self.publishes.submit(peer.rid, _Publish(name, running, inline))
+            self.publishes.submit(peer.entry.public_key, _Publish(name, running, inline))
             return
         lane = "slow" if isinstance(call, c.QueryCall) and call.as_of is not None else call.LANE
-        self._pools[lane].submit(peer.rid, lambda: self._work(name, running, call, data, key))
+        self._pools[lane].submit(peer.entry.public_key, lambda: self._work(name, running, call, data, key))
 
     def _work(
         self, name: tuple[str, bytes], running: _Running, call: c.AnyCall, data: bytes | memoryview, key: RequestKey

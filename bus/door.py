@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 import zmq
 
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.meter import Meter
-from walytis_vault.bus.protocol import NO_ID, BusLimits, Header, Kind, failure, header, pack, split
+from walytis_vault.bus.peer import Listener, Peer, source_of
+from walytis_vault.bus.protocol import NO_ID, BusLimits, Kind, failure, header, pack, split
 from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import BusKeys, ClientEntry
 from walytis_vault.bus.wake import Wake
@@ -39,54 +38,11 @@ _TICK: Final = 0.25
 _OWN_RID: Final = 5
 """Bytes of a routing id that libzmq made: a zero and a number that began at random."""
 _NOBODY: Final = ClientEntry(name="?", public_key="?" * 40, verbs=())
-_RETRY: Final = 0.01
-
-
-class Peer:
-    """One connection. Touched by the door's thread only."""
-
-    __slots__ = (
-        "blocked_since",
-        "bulk",
-        "entry",
-        "fd",
-        "gone",
-        "heard",
-        "inflight",
-        "requests",
-        "rid",
-        "strikes",
-        "waiting",
-    )
-
-    def __init__(self, rid: bytes, entry: ClientEntry, fd: int, now: float, *, bulk: bool = False) -> None:
-        self.rid = rid
-        self.bulk = bulk
-        self.entry = entry
-        self.fd = fd
-        self.heard = now
-        self.waiting: deque[list[bytes | memoryview]] = deque()
-        self.blocked_since = 0.0
-        self.inflight: dict[str, int] = {}
-        self.requests = 0
-        self.strikes = 0
-        self.gone = False
-
-
-class Listener(Protocol):
-    """What the door tells the server, always on the door's thread."""
-
-    def on_message(self, peer: Peer, message: Header) -> None:
-        """A well-formed message of an admitted client. May raise VaultError, which becomes the reply."""
-
-    def on_bulk(self, message: Header, connect: Callable[[ClientEntry], Peer]) -> None:
-        """A message from the bulk socket: of nobody, until its stream's key says otherwise. May raise VaultError."""
-
-    def on_gone(self, peer: Peer) -> None:
-        """The connection is no more."""
-
-    def on_tick(self, now: float) -> None:
-        """Some time has passed (monotonic seconds)."""
+_RETRY: Final = 0.05
+_QUEUED: Final = 16
+"""Messages that libzmq may hold for one connection (a count): it weighs them not."""
+_QUEUED_BULK: Final = 256
+_PROBE: Final[list[bytes | memoryview]] = [header(Kind.PONG, NO_ID), b"\x80"]
 
 
 class Door:
@@ -107,6 +63,9 @@ class Door:
         self._peers: dict[bytes, Peer] = {}
         self._bulk_peers: dict[bytes, Peer] = {}
         self._blocked: dict[int, Peer] = {}
+        self._waiting_bytes = 0
+        self._looked_after: dict[str, float] = {}
+        """When the connections of a key were looked after because they were too many."""
         self._posted: deque[Callable[[], None]] = deque()
         self._wake = Wake()
         self._stopping = False
@@ -116,15 +75,15 @@ class Door:
         self._zap = Zap(self._context, clients)
         self._router = self._context.socket(zmq.ROUTER)
         self._bulk: zmq.Socket[bytes] | None = None
-        self._configure(self._router)
+        self._configure(self._router, _QUEUED)
         self._router.curve_server = True
         self._router.curve_secretkey = keys.secret.encode()
         self._router.zap_domain = ZAP_DOMAIN
         self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
-    def _configure(self, router: zmq.Socket[bytes]) -> None:
+    def _configure(self, router: zmq.Socket[bytes], queued: int) -> None:
         router.linger = 0
-        router.sndhwm = 256
+        router.sndhwm = queued
         router.rcvhwm = 64
         router.maxmsgsize = self.limits.part
         router.router_mandatory = True
@@ -145,7 +104,7 @@ class Door:
     def bind_bulk(self, endpoint: str) -> None:
         """Listen for connections that carry sealed data. Raises TransportError."""
         self._bulk = self._context.socket(zmq.ROUTER)
-        self._configure(self._bulk)
+        self._configure(self._bulk, _QUEUED_BULK)
         try:
             self._bulk.bind(endpoint)
         except zmq.ZMQError as e:
@@ -188,7 +147,8 @@ class Door:
         self, peer: Peer, kind: Kind, message_id: bytes, body: Any, data: bytes | memoryview | None = None
     ) -> None:
         """Send to a connection, or queue. On the door's thread only."""
-        self.send_parts(peer, pack(kind, message_id, body, data))
+        # A budget bounds the data of downloads already.
+        self.send_parts(peer, pack(kind, message_id, body, data), weighed=kind is not Kind.CHUNK)
 
     def send_encoded(self, peer: Peer, kind: Kind, message_id: bytes, body: bytes) -> None:
         """Send a body that is encoded already."""
@@ -199,21 +159,30 @@ class Door:
         self._counts.errors += 1
         self.send(peer, Kind.ERROR, message_id, failure(error))
 
-    def send_parts(self, peer: Peer, parts: list[bytes | memoryview]) -> None:
+    def send_parts(self, peer: Peer, parts: list[bytes | memoryview], *, weighed: bool = True) -> None:
         """Send packed parts, or queue them behind what waits."""
         if peer.gone:
             return
+        size = sum(map(len, parts))
         self._counts.messages_out += 1
-        self._counts.bytes_out += sum(map(len, parts))
+        self._counts.bytes_out += size
         if peer.waiting or not self._try(peer, parts):
             if peer.gone:
                 return
             if not peer.waiting:
                 peer.blocked_since = time.monotonic()
                 self._blocked[id(peer)] = peer
-            peer.waiting.append(parts)
-            if len(peer.waiting) > self.limits.peer_waiting:
-                self.cut(peer, "it asks for more than it takes")
+            self._wait(peer, parts, size if weighed else 0)
+
+    def _wait(self, peer: Peer, parts: list[bytes | memoryview], size: int) -> None:
+        limits = self.limits
+        peer.waiting.append((parts, size))
+        peer.waiting_bytes += size
+        self._waiting_bytes += size
+        if len(peer.waiting) > limits.peer_waiting or peer.waiting_bytes > limits.peer_waiting_bytes:
+            self.cut(peer, "it asks for more than it takes")
+        elif self._waiting_bytes > limits.total_waiting_bytes:
+            self.cut(max(self._blocked.values(), key=lambda p: p.waiting_bytes), "most waits for it to be taken")
 
     def cut(self, peer: Peer, why: str) -> None:
         """End a connection: shut its socket down, so that libzmq frees what it holds for it."""
@@ -223,9 +192,8 @@ class Door:
         # Not the key's name, which its owner chose: `client list` shows which key begins so.
         _log.warning("connection of key %s… cut: %s", peer.entry.public_key[:8], why)
         # The descriptor is libzmq's own; it is only valid while the connection is: ask first.
-        if self._try(peer, [header(Kind.PONG, NO_ID), b"\x80"], probe=True):
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(peer.fd)) as connection:
-                connection.shutdown(socket.SHUT_RDWR)
+        if self._try(peer, _PROBE, probe=True):
+            peer.shut_down()
         self._gone(peer)
 
     def _try(self, peer: Peer, parts: list[bytes | memoryview], *, probe: bool = False) -> bool:
@@ -248,6 +216,8 @@ class Door:
             return
         peer.gone = True
         peer.waiting.clear()
+        self._waiting_bytes -= peer.waiting_bytes
+        peer.waiting_bytes = 0
         self._blocked.pop(id(peer), None)
         peers = self._bulk_peers if peer.bulk else self._peers
         if peers.get(peer.rid) is peer:
@@ -262,9 +232,13 @@ class Door:
         if self._bulk is not None:
             poller.register(self._bulk, zmq.POLLIN)
         poller.register(self._wake.fileno(), zmq.POLLIN)
+        taken = [int(s.FD) for s in (self._router, self._bulk) if s is not None]
         next_tick = time.monotonic() + _TICK
         while not self._stopping:
             now = time.monotonic()
+            # libzmq's own descriptor tells when a connection takes something again.
+            for descriptor in taken:
+                poller.register(descriptor, zmq.POLLIN if self._blocked else 0)
             wait = min(next_tick - now, _RETRY if self._blocked else _TICK)
             ready = dict(poller.poll(max(0, int(wait * 1000))))
             try:
@@ -308,14 +282,18 @@ class Door:
         if entry is None or len(rid) != _OWN_RID or rid[0]:
             # A connection that names itself could be given replies meant for one that had the name before.
             why = "it chose a routing id" if entry else "its key is not admitted (any more)"
-            self.cut(peer or Peer(rid, entry or _NOBODY, _fd(frames[-1]), 0.0), why)
+            self.cut(peer or Peer(rid, entry or _NOBODY, source_of(frames[-1]), 0.0), why)
             return
         now = time.monotonic()
         if peer is not None and peer.entry.public_key != entry.public_key:
             self._gone(peer)
             peer = None
         if peer is None:
-            peer = self._peers[rid] = Peer(rid, entry, _fd(frames[-1]), now)
+            peer = Peer(rid, entry, source_of(frames[-1]), now)
+            if not self._has_room(entry, now):
+                self.cut(peer, "its key has too many connections")
+                return
+            self._peers[rid] = peer
         peer.entry = entry
         peer.heard = now
         message_id = NO_ID
@@ -338,6 +316,24 @@ class Door:
                 if peer.strikes >= _STRIKES:
                     self.cut(peer, "it keeps sending malformed messages")
 
+    def _has_room(self, entry: ClientEntry, now: float) -> bool:
+        """Whether a key may have one more connection."""
+        key = entry.public_key
+        own = [p for p in self._peers.values() if p.entry.public_key == key]
+        if len(own) >= self.limits.client_connections and now - self._looked_after.get(key, -1.0) > 1.0:
+            self._looked_after[key] = now
+            self._look_after(own, now)
+            own = [p for p in own if not p.gone]
+        return len(own) < self.limits.client_connections
+
+    def _look_after(self, peers: Iterable[Peer], now: float) -> None:
+        """Forget those that are not there any more: libzmq does not tell when a client has closed."""
+        for peer in peers:
+            if self._try(peer, _PROBE, probe=True):
+                peer.heard = now
+            else:
+                self._gone(peer)
+
     def _receive_bulk(self) -> None:
         """Nobody is known here: what is not understood, or of no stream, is dropped without an answer."""
         assert self._bulk is not None
@@ -353,7 +349,7 @@ class Door:
             with contextlib.suppress(VaultError):
                 parts = [f.buffer for f in frames[1:]]
                 message = split(parts, body_cap=256, data_cap=self.limits.chunk + TAG_BYTES)
-                fd = _fd(frames[-1])
+                fd = source_of(frames[-1])
                 self._listener.on_bulk(message, lambda entry, rid=rid, fd=fd: self._bulk_peer(rid, entry, fd))  # type: ignore[misc]
 
     def _bulk_peer(self, rid: bytes, entry: ClientEntry, fd: int) -> Peer:
@@ -366,9 +362,14 @@ class Door:
         return peer
 
     def _flush(self) -> None:
+        for router in (self._router, self._bulk):
+            if router is not None:
+                router.getsockopt(zmq.EVENTS)  # takes note of what was taken, and quiets the descriptor
         for peer in list(self._blocked.values()):
-            while peer.waiting and self._try(peer, peer.waiting[0]):
-                peer.waiting.popleft()
+            while peer.waiting and self._try(peer, peer.waiting[0][0]):
+                _, size = peer.waiting.popleft()
+                peer.waiting_bytes -= size
+                self._waiting_bytes -= size
                 peer.blocked_since = time.monotonic()
             if not peer.waiting:
                 self._blocked.pop(id(peer), None)
@@ -378,6 +379,8 @@ class Door:
         for peer in [*self._peers.values(), *self._bulk_peers.values()]:
             if self._clients.by_key(peer.entry.public_key) is None:
                 self.cut(peer, "its key was revoked")
+        everyone = [*self._peers.values(), *self._bulk_peers.values()]
+        self._look_after([p for p in everyone if now - p.heard > self.limits.quiet], now)
         for peer in list(self._blocked.values()):
             if now - peer.blocked_since > self.limits.stalled:
                 self.cut(peer, "it takes nothing")
@@ -385,7 +388,4 @@ class Door:
             self._listener.on_tick(now)
 
 
-def _fd(frame: zmq.Frame) -> int:
-    with contextlib.suppress(zmq.ZMQError):
-        return int(frame.get(zmq.SRCFD))
-    return -1
+__all__ = ["Door", "Listener", "Peer"]

@@ -81,7 +81,7 @@ class Downloads:
                 self._announce(stream)
             return
         stream = self._streams[peer.rid, stream_id] = Download(peer, stream_id, call)
-        self._pool.submit(peer.rid, lambda: self._open(stream))
+        self._pool.submit(peer.entry.public_key, lambda: self._open(stream))
 
     def _open(self, stream: Download) -> None:
         call = stream.call
@@ -198,7 +198,7 @@ class Downloads:
         if allowed > 0:
             stream.busy = True
             size = min(allowed, _BATCH)
-            self._pool.submit(stream.peer.rid, lambda: self._read(stream, size))
+            self._pool.submit(stream.peer.entry.public_key, lambda: self._read(stream, size))
 
     def _send_next(self, stream: Download) -> bool:
         """Send one chunk of what is ready; False when that must wait. A sealed one goes whole or not at all."""
@@ -291,7 +291,7 @@ class Downloads:
     def _close(self, stream: Download) -> None:
         reader, stream.reader = stream.reader, None
         if reader is not None:
-            self._pool.submit(stream.peer.rid, _closer(reader))
+            self._pool.submit(stream.peer.entry.public_key, _closer(reader))
 
     def on_gone(self, peer: Peer) -> None:
         """Drop the downloads of a connection; say so on the other one, if it was the one for bulk."""

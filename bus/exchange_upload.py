@@ -162,6 +162,8 @@ class UploadExchange:
         self._asked = time.monotonic()
         if message.kind is not Kind.PONG:
             self._progress = self._asked
+        if self._limit < 0 and message.kind in (Kind.GRANT, Kind.PONG):
+            return  # about the attempt before: this one is not open yet
         match message.kind:
             case Kind.OPENED:
                 opened = decode(OPENED, message.body)

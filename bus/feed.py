@@ -101,7 +101,7 @@ class Feed:
             return
         self._waiters[key] = _Waiter(peer, request_id, call)
         peer.requests += 1
-        self._pool.submit(peer.rid, lambda: self._look(key, call.position))
+        self._pool.submit(peer.entry.public_key, lambda: self._look(key, call.position))
 
     def _look(self, key: tuple[bytes, bytes], position: int) -> None:
         with shield(lambda e: self._door.post(lambda: self._answer(key, e))):
@@ -160,7 +160,7 @@ class Feed:
         s.busy = True
         s.dirty = False
         after, size = s.position, min(allowed, cap)
-        self._pool.submit(s.peer.rid, lambda: self._read(s, after, size))
+        self._pool.submit(s.peer.entry.public_key, lambda: self._read(s, after, size))
 
     def _read(self, s: Subscription, after: int, size: int) -> None:
         with shield(lambda e: self._door.post(lambda: self._failed(s, e))):

@@ -72,8 +72,12 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that one upload may send ahead of what was written."""
     peer_bytes: int = 32 << 20
     """Unacknowledged bytes of all downloads of one connection, and granted bytes of all its uploads."""
+    client_bytes: int = 64 << 20
+    """The same of all connections of one client key."""
+    client_least: int = 1 << 20
+    """What a client key may have of it though the others took all."""
     total_bytes: int = 256 << 20
-    """The same of all connections together; the same again for uploads."""
+    """The same of all connections together, but for `client_least`; the same again for uploads."""
     peer_requests: int = 256
     """Requests of one connection that are being worked on (a count)."""
     client_requests: int = 1024
@@ -82,8 +86,14 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Open downloads and uploads of one client key (a count)."""
     client_subscriptions: int = 1024
     """Open subscriptions of one client key (a count)."""
+    client_connections: int = 640
+    """Connections of one client key; a further one is cut (a count)."""
     peer_waiting: int = 4096
     """Messages that wait for one connection to take them; with more it is cut (a count)."""
+    peer_waiting_bytes: int = 32 << 20
+    """Bytes of them, but for data that credit bounds; with more it is cut, from a quarter on requests get `busy`."""
+    total_waiting_bytes: int = 128 << 20
+    """The same of all connections; with more the one for which most waits is cut."""
     page_rows: int = 500
     """Rows in one reply to a query (a count)."""
     changes: int = 256
@@ -92,6 +102,8 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """A stream whose client is silent for so long is cut."""
     stalled: float = 30.0
     """A connection that takes nothing for so long while something waits for it is cut."""
+    quiet: float = 60.0
+    """A connection that says nothing for so long is looked after: whether it is still there."""
 
 
 class Header(msgspec.Struct, frozen=True):

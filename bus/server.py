@@ -142,8 +142,7 @@ class BusServer:
             "slow": FairPool("slow", 2),
             "loop": FairPool("feed", 2),
         }
-        down = Budget("down", per_peer=limits.peer_bytes, total=limits.total_bytes)
-        up = Budget("up", per_peer=limits.peer_bytes, total=limits.total_bytes)
+        down, up = Budget("down", limits), Budget("up", limits)
         pools = self._pools
         self._desk = Desk(door, self._service, pools)
         self._downloads = Downloads(door, self._service, pools["stream"], down)
@@ -239,6 +238,8 @@ class BusServer:
         if not any(message.id):
             raise MisuseError("a request needs an id of its own")
         limits = self._limits
+        if peer.waiting_bytes > limits.peer_waiting_bytes // 4:
+            raise BusyError("replies wait to be taken: take them, then repeat")
         name = peer.entry.name
         if isinstance(call, c.OpenCall):
             self._check_streams(name)

@@ -16,7 +16,7 @@ from walytis_vault.bus.door import Door, Peer
 from walytis_vault.bus.errors import shield
 from walytis_vault.bus.messages import Published, RequestKey
 from walytis_vault.bus.pool import FairPool
-from walytis_vault.bus.protocol import LENGTH, PLACE, Credit, Header, Kind, Opened, Pong, decode
+from walytis_vault.bus.protocol import GONE, LENGTH, PLACE, Credit, Header, Kind, Opened, Pong, decode
 from walytis_vault.bus.sealing import TAG_BYTES, Seal, new_key
 from walytis_vault.bus.service import PublishSession, VaultService
 from walytis_vault.domain.errors import BusyError, ConflictError, MisuseError, TransportError, VaultError
@@ -48,7 +48,7 @@ class Upload:
         self.written = 0
         self.limit = 0
         self.busy = True
-        self.touched = time.monotonic()
+        self.touched = self.data_at = time.monotonic()
 
 
 class Uploads:
@@ -89,7 +89,7 @@ class Uploads:
                 return
             self._kill(old)
         upload = self._uploads[name] = Upload(peer, call, key)
-        self._effects.submit(peer.rid, lambda: self._begin(upload))
+        self._effects.submit(peer.entry.public_key, lambda: self._begin(upload))
 
     def _begin(self, upload: Upload) -> None:
         with shield(lambda e: self._door.post(lambda: self._failed(upload, e))):
@@ -152,6 +152,7 @@ class Uploads:
             offset = decode(PLACE, message.body).offset
             size = len(message.data) - TAG_BYTES
             self._check_data(upload, offset, size)
+            upload.data_at = upload.touched
             if size < _JOIN and len(upload.pieces) > _SMALL_MOST:
                 raise BusyError("too many small pieces at once: send larger ones")
             upload.received += size
@@ -190,6 +191,7 @@ class Uploads:
         self._check_data(upload, offset, size)
         if upload.seal is not None:
             raise MisuseError("the data of this upload goes over the bulk socket")
+        upload.data_at = upload.touched
         upload.received += size
         last = upload.pieces[-1] if upload.pieces else None
         if size < _JOIN and isinstance(last, bytearray) and len(last) < self._door.limits.chunk:
@@ -211,11 +213,13 @@ class Uploads:
         if upload.pieces:
             upload.busy = True
             pieces, upload.pieces = upload.pieces, []
-            self._pool.submit(upload.peer.rid, lambda: self._write(upload, pieces))
+            self._pool.submit(upload.peer.entry.public_key, lambda: self._write(upload, pieces))
         elif upload.state == "ending":
             upload.busy = True
             upload.state = "committing"
-            self._effects.submit(upload.peer.rid, lambda: self._commit(upload))
+            self._budget.give(upload.peer, upload.limit - upload.written)
+            upload.limit = upload.written
+            self._effects.submit(upload.peer.entry.public_key, lambda: self._commit(upload))
 
     def _write(self, upload: Upload, pieces: list[bytes | bytearray | memoryview | Sealed]) -> None:
         session = upload.session
@@ -312,7 +316,7 @@ class Uploads:
                 session.abort()
             self._door.post(lambda: self._dying.discard(upload))
 
-        self._pool.submit(upload.peer.rid, abort)
+        self._pool.submit(upload.peer.entry.public_key, abort)
 
     def on_gone(self, peer: Peer) -> None:
         """Abort the uploads of a connection; one that is being committed goes on."""
@@ -320,10 +324,21 @@ class Uploads:
             self._kill(upload)
 
     def on_tick(self, now: float) -> None:
-        """Cut what is silent."""
+        """End what is silent, and what sends nothing of what it was granted while others wait for a grant."""
         for upload in list(self._uploads.values()):
-            if upload.state == "open" and not upload.busy and now - upload.touched > self._door.limits.idle:
-                self._fail(upload, TransportError("the upload was silent for too long: nothing was published"))
+            if upload.state != "open" or upload.busy:
+                continue
+            idle = self._door.limits.idle
+            if now - upload.touched > idle or (now - upload.data_at > idle and self._in_the_way(upload)):
+                # Whoever is still there, begins again.
+                self._door.send(upload.peer, Kind.ERROR, upload.id, GONE)
+                self._kill(upload)
+
+    def _in_the_way(self, upload: Upload) -> bool:
+        if upload.limit == upload.written:
+            return False
+        others = (s for s in self._starved.values() if s is not upload)
+        return any(s.key.client == upload.key.client or self._budget.full for s in others)
 
     def close(self) -> None:
         """Abort all sessions; the pools have ended."""
