@@ -7,7 +7,7 @@ position (exactly once), and keeps nothing that could not be rebuilt from the lo
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, ClassVar, Final, Protocol
@@ -54,6 +54,9 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
     """(first content of the ballot, sealed reason) -> text, None when the key is not here."""
     has_bytes: Callable[[bytes], bool] = lambda _content_id: False
     erased: Callable[[bytes], bool] = lambda _content_id: False
+    held_by: Callable[[Sequence[bytes]], Mapping[bytes, tuple[str, ...]]] = lambda _content_ids: {}
+    """Asks other devices which of some contents they hold now: those that were asked about, with who says yes.
+    Takes up to a second or so: for queries, once for each page, outside of transactions."""
     now_ms: Callable[[], int] = lambda: 0
     """Milliseconds since 1970, for expiry in listings."""
     past: bool = False

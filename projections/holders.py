@@ -1,6 +1,7 @@
 """The view `holders`: for each content and device, whether it published the content and whether it has erased it.
 
-Only what devices signed is kept: who holds a copy by fetching it is not on the log. Columns: docs/views.md.
+Only what devices signed is kept: who holds a copy by fetching it is not on the log, and is asked of the connected
+nodes while a query runs, for the rows of its page. Columns: docs/views.md.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class HolderRow(msgspec.Struct, frozen=True, kw_only=True):
     """When it published or erased, by its own clock, ISO 8601 (UTC)."""
     here: bool
     """Whether this node has the bytes now."""
+    held_by: tuple[str, ...] | None = None
+    """Other devices, connected now, that say they have all of the content; None: nobody was asked."""
     position: int
 
 
@@ -132,7 +135,7 @@ class Holders(View):
         if limit is not None and len(found) > limit:
             found = found[:limit]
             cursor = paging.cursor_text(self.name, "content_id", [bytes(found[-1][0]), int(found[-1][1])])
-        return Page(rows=tuple(self._here(row) for _, _, row in found), cursor=cursor)
+        return Page(rows=self._held([self._here(row) for _, _, row in found]), cursor=cursor)
 
     def _row(self, connection: Connection, raw: Sequence[Any]) -> HolderRow:
         content_id, device, member, _, published_ms, erased, erased_ms, position = raw
@@ -149,6 +152,13 @@ class Holders(View):
     def _here(self, row: HolderRow) -> HolderRow:
         here = self.local.has_bytes(bytes.fromhex(row.content_id))
         return msgspec.structs.replace(row, here=True) if here else row
+
+    def _held(self, rows: Sequence[HolderRow]) -> tuple[HolderRow, ...]:
+        """Ask once for all rows; about the past nobody can be asked, nor about what is erased here."""
+        ids = dict.fromkeys(bytes.fromhex(row.content_id) for row in rows)
+        asked = [] if self.local.past else [i for i in ids if not self.local.erased(i)]
+        held = {i.hex(): who for i, who in self.local.held_by(asked).items()} if asked else {}
+        return tuple(msgspec.structs.replace(row, held_by=held.get(row.content_id)) for row in rows)
 
     def rows_by_key(self, keys: Sequence[bytes]) -> dict[bytes, msgspec.Struct]:
         """See `View.rows_by_key`."""

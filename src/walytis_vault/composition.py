@@ -142,6 +142,8 @@ def _open(
         ),
         has_bytes=lambda content_id: store.has_bytes(ContentId(content_id)),
         erased=lambda content_id: store.erased(ContentId(content_id)),
+        # Nobody queries before the bus is open, and it is opened after the hub.
+        held_by=lambda contents: hub.who_holds(contents),  # noqa: PLW0108
         now_ms=clock.wall_ms,
         history=log.recorder.history,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.canaries import find_canaries
-from support.command_line import ENVIRONMENT, words_for
+from support.command_line import ENVIRONMENT, as_json, run, words_for
 from support.peer_nodes import Member, agree, eventually, found, join, meet
 from walytis_vault import ForgottenError, MisuseError, VaultError
 from walytis_vault.node import join_vault
@@ -78,6 +78,34 @@ def test_dropped_contents_come_back_when_asked_for(pair: tuple[Member, Member, s
     assert a.client.drop(content_id).freed > len(data)
     assert a.client.request(content_id) == data
     agree(a, b)
+
+
+def test_who_holds_a_content_now_is_a_view(pair: tuple[Member, Member, str]) -> None:
+    """Whoever fetched a content is named while it has it and is connected; the view's hash does not depend on it."""
+    a, b, _ = pair
+    content_id = a.client.publish(secrets.token_bytes(3 << 20)).content_id
+    eventually(lambda: b.state(content_id) == "pending", "the content is known")
+
+    def held_by(member: Member) -> tuple[str, ...]:
+        (row,) = member.client.query("holders", content_id=content_id)
+        return tuple(row.held_by)
+
+    assert (held_by(a), held_by(b)) == ((), (a.device,))
+    agree(a, b)
+    before = a.hashes()["holders"]
+    b.client.request(content_id)
+    eventually(lambda: held_by(a) == (b.device,), "who fetched it is named")
+    (shown,) = as_json(a.home, "holders", content_id)
+    assert (shown["state"], shown["device"], shown["here"], shown["held_by"]) == (
+        "published", a.device, True, [b.device],
+    )  # fmt: skip
+    assert b.device[-6:] in run(a.home, "holders", content_id).stdout.decode()
+    b.client.drop(content_id)
+    eventually(lambda: held_by(a) == (), "who dropped it is named no more")
+    b.client.request(content_id)
+    with b.frozen():
+        assert held_by(a) == (), "who does not answer is not named"
+    assert a.hashes()["holders"] == b.hashes()["holders"] == before
 
 
 def test_forgetting_waits_for_all_and_leaves_nothing_on_either_disk(pair: tuple[Member, Member, str]) -> None:

@@ -143,6 +143,10 @@ class Vault:
         self.keys: dict[bytes, Opened] = {}
         self.bytes: set[bytes] = set()
         self.gone: set[bytes] = set()
+        self.elsewhere: dict[bytes, tuple[str, ...]] | None = None
+        """Who else holds a content; None: there is nobody to ask."""
+        self.questions: list[list[bytes]] = []
+        """What the others were asked about."""
         self.now = 0
         self.opened = 0
         """How often a descriptor was opened."""
@@ -158,6 +162,12 @@ class Vault:
         self.bytes.discard(content(number))
         self.gone.add(content(number))
 
+    def _held_by(self, contents: Sequence[bytes]) -> dict[bytes, tuple[str, ...]]:
+        if self.elsewhere is None:
+            return {}
+        self.questions.append(list(contents))
+        return {content_id: self.elsewhere.get(content_id, ()) for content_id in contents}
+
     def _unseal(self, content_id: bytes, sealed: bytes) -> Descriptor | None:
         self.opened += 1
         return self.keys.get(content_id) if sealed.startswith(b"sealed") else None
@@ -169,6 +179,7 @@ class Vault:
             unseal_reason=lambda content_id, _sealed: "because" if content_id in self.keys else None,
             has_bytes=lambda content_id: content_id in self.bytes,
             erased=lambda content_id: content_id in self.gone,
+            held_by=self._held_by,
             now_ms=lambda: self.now,
         )
 

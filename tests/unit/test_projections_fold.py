@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -204,6 +205,18 @@ def test_holders_tell_who_published_and_who_erased(tmp_path: Path) -> None:
         found = {r.device: (r.state, r.here) for r in rows(host, "holders", content_id=content(1).hex())}
         assert found == {"did:a/1": ("published", True), "did:b/1": ("erased", True)}
         assert [r.member for r in rows(host, "holders", state="erased")] == ["did:b"]
+        assert {r.held_by for r in rows(host, "holders")} == {None}
+        before = host.status()["holders"].hash
+        vault.elsewhere = {content(2): ("did:c/1",)}
+        held = {(r.content_id, r.device): r.held_by for r in rows(host, "holders")}
+        assert sorted(held.items()) == sorted(
+            {(content(1).hex(), f"did:{who}/1"): () for who in "ab"}.items()
+            | {(content(2).hex(), "did:a/1"): ("did:c/1",)}.items()
+        )
+        assert [sorted(q) for q in vault.questions] == [sorted([content(1), content(2)])], "each once for a page"
+        assert host.status()["holders"].hash == before
+        (then,) = host.query_as_of("holders", 1).rows
+        assert msgspec.to_builtins(then)["held_by"] is None, "nobody knows the past"
         pages = [host.query("holders", limit=1)]
         while pages[-1].cursor:
             pages.append(host.query("holders", limit=1, cursor=pages[-1].cursor))

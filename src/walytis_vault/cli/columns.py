@@ -73,6 +73,7 @@ HOLDERS: Final = (
     Column("STATE", lambda r: r["state"], coloured=True),
     Column("MEMBER", lambda r: short_did(r["member"])),
     Column("HERE", lambda r: "yes" if r["here"] else "no"),
+    Column("ALSO HELD BY", lambda r: ", ".join(short_did(d) for d in r["held_by"] or ()), elastic=True),
     Column("DEVICE", lambda r: short_did(r["device"]), from_width=100),
     Column("TIME", lambda r: moment(r["time"]), from_width=100),
 )

@@ -99,6 +99,9 @@ class PeerDesk:
             return p.Taken(missing=missing), ()
         if isinstance(request, p.Fetch):
             return self._fetch(device, request)
+        if isinstance(request, p.Holds):
+            here = tuple(i for i in request.contents if self._standing(device, ContentId(i)) == "here")
+            return p.Held(contents=here), ()
         if isinstance(request, p.Leaves | p.Segment):
             return self._part(device, request)
         if isinstance(request, p.Stream):

@@ -12,30 +12,38 @@ from walytis_vault.peers import protocol as p
 from walytis_vault.peers.link import PeerLink, settle
 
 ASK_S: Final = 5.0
-AT_ONCE: Final = 64
-"""Contents that one node is asked for ahead (a count)."""
+Links = Sequence[tuple[DeviceKeys, PeerLink]]
 
 
-def held_elsewhere(
-    links: Sequence[tuple[DeviceKeys, PeerLink]], contents: Sequence[ContentId], *, timeout: float = ASK_S
-) -> set[ContentId]:
+def who_holds(links: Links, contents: Sequence[ContentId], *, timeout: float) -> dict[ContentId, tuple[str, ...]]:
+    """For each content the devices that say they have it whole, sorted by their DIDs: one message to each device.
+
+    Args:
+        contents: at most `protocol.HOLDS_AT_ONCE`.
+        timeout: seconds for all answers; who gives none, or does not know the question, counts as not holding any.
+    """
+    asked = set(contents)
+    request = p.Holds(contents=tuple(contents))
+    questions = [(keys.device, link.send(request, timeout=timeout)) for keys, link in links]
+    found: dict[ContentId, list[str]] = {}
+    for device, future in questions:
+        try:
+            reply, _ = settle(future, timeout)
+        except VaultError:
+            continue
+        if isinstance(reply, p.Held):
+            for content_id in asked & {ContentId(i) for i in reply.contents}:
+                found.setdefault(content_id, []).append(device)
+    return {content_id: tuple(sorted(devices)) for content_id, devices in found.items()}
+
+
+def held_elsewhere(links: Links, contents: Sequence[ContentId], *, timeout: float = ASK_S) -> set[ContentId]:
     """Those of some contents that a connected node says it has whole.
 
     Args:
         timeout: seconds for each answer; who gives none counts as not holding it.
     """
     found: set[ContentId] = set()
-    for start in range(0, len(contents), AT_ONCE):
-        asked = [
-            (content_id, link.send(p.Fetch(content_id=content_id, first=False), timeout=timeout))
-            for content_id in contents[start : start + AT_ONCE]
-            for _, link in links
-        ]
-        for content_id, future in asked:
-            try:
-                reply, _ = settle(future, timeout)
-            except VaultError:
-                continue
-            if isinstance(reply, p.Fetched) and reply.state == "here":
-                found.add(content_id)
+    for start in range(0, len(contents), p.HOLDS_AT_ONCE):
+        found |= who_holds(links, contents[start : start + p.HOLDS_AT_ONCE], timeout=timeout).keys()
     return found

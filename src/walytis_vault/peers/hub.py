@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from walytis_vault.adapters.crypto.signing import HybridVerifier
 from walytis_vault.adapters.exchange.tunnels import BULK, PeerTunnels
@@ -24,10 +24,14 @@ from walytis_vault.peers.bulk_door import BulkDoor
 from walytis_vault.peers.desk import PeerDesk
 from walytis_vault.peers.door import PeerDoor
 from walytis_vault.peers.fetcher import Fetcher, FetchRule
-from walytis_vault.peers.holders import held_elsewhere
+from walytis_vault.peers.holders import held_elsewhere, who_holds
 from walytis_vault.peers.invitations import Invitations
 from walytis_vault.peers.network import PeerNetwork
+from walytis_vault.peers.protocol import HOLDS_AT_ONCE
 from walytis_vault.peers.transfer import Transfers
+
+LOOK_S: Final = 1.0
+"""How long a query waits for the others to say what they hold."""
 
 
 def address_book(home: Home, fs: FileSystem) -> AddressBook:
@@ -120,6 +124,12 @@ class PeerHub:
     def held_elsewhere(self, contents: Sequence[ContentId]) -> set[ContentId]:
         """Those of some contents that a connected node of another device has whole."""
         return held_elsewhere(self.network.links(), contents)
+
+    def who_holds(self, contents: Sequence[bytes]) -> dict[bytes, tuple[str, ...]]:
+        """See `Local.held_by`."""
+        asked = [ContentId(i) for i in contents[:HOLDS_AT_ONCE]]
+        answers = who_holds(self.network.links(), asked, timeout=LOOK_S)
+        return {content_id: answers.get(content_id, ()) for content_id in asked}
 
     def details(self) -> dict[str, Any]:
         """For `status`."""

@@ -29,11 +29,14 @@ PAYLOAD_FRAMES: Final = 256
 """Payload frames of one message (a count)."""
 BATCH_BYTES: Final = 2 << 20
 """Bytes of batches in one message, unless a single one is larger."""
+HOLDS_AT_ONCE: Final = 500
+"""Contents in one question who holds them (a count): a page of rows."""
 LEAVES_AT_ONCE: Final = SEGMENT_BYTES // 32
 """Leaf hashes in one reply (a count)."""
 
 Address = Annotated[str, Meta(min_length=1, max_length=256)]
 Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
+Contents = Annotated[tuple[Id16, ...], Meta(max_length=HOLDS_AT_ONCE)]
 PeerId = Annotated[str, Meta(min_length=1, max_length=128)]
 Known = Annotated[dict[PeerId, Addresses], Meta(max_length=LIMITS.members)]
 Have = Annotated[dict[DidText, Counter], Meta(max_length=4 * LIMITS.members)]
@@ -72,6 +75,12 @@ class Fetch(Message, frozen=True, tag="fetch"):
     signature: Annotated[bytes, Meta(max_length=SIGNATURE_BYTES)] = b""
     first: bool = True
     """Whether the first segment is wanted too."""
+
+
+class Holds(Message, frozen=True, tag="holds"):
+    """Which of these contents do you hold?"""
+
+    contents: Contents
 
 
 class Leaves(Message, frozen=True, tag="leaves"):
@@ -116,7 +125,7 @@ class Admit(Message, frozen=True, tag="admit"):
     addresses: Addresses
 
 
-Request = Hello | Pull | Push | Fetch | Leaves | Segment | Stream | JoinGroup | ChainSize | ChainPart | Admit
+Request = Hello | Pull | Push | Fetch | Holds | Leaves | Segment | Stream | JoinGroup | ChainSize | ChainPart | Admit
 
 
 class Greeting(Message, frozen=True, tag="greeting"):
@@ -148,6 +157,12 @@ class Fetched(Message, frozen=True, tag="fetched"):
     sealed_key: Annotated[bytes, Meta(max_length=2048)] = b""
 
 
+class Held(Message, frozen=True, tag="held"):
+    """Reply to Holds: those that are here whole, and for you."""
+
+    contents: Contents
+
+
 class Streaming(Message, frozen=True, tag="streaming"):
     """Reply to Stream: for one connection, soon."""
 
@@ -168,7 +183,7 @@ class Refused(Message, frozen=True, tag="refused"):
     message: Annotated[str, Meta(max_length=1000)]
 
 
-Reply = Greeting | Batches | Taken | Fetched | Streaming | Done | Refused
+Reply = Greeting | Batches | Taken | Fetched | Held | Streaming | Done | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request, strict=True)
