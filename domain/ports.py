@@ -6,7 +6,7 @@ tests. Unless said otherwise a method may be called from any thread, and only `V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -125,6 +125,14 @@ class Chain(Protocol):
 
         Raises:
             TransportError: the block could not be created; nothing exists.
+        """
+        ...
+
+    def build_on(self, keys: Iterable[bytes]) -> None:
+        """Let the blocks that are appended from now on stand on these, and peers hear of these.
+
+        Strangers can put any number of blocks beside them. Unknown keys are left out; before the first call, and
+        when none is given, some of the leaves are chosen.
         """
         ...
 

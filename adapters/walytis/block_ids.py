@@ -64,6 +64,14 @@ def ref_of(long_id: bytes) -> BlockRef:
     return BlockRef(block_id=long_id, key=key_of(long_id), parents=tuple(parents))
 
 
+def readable_ref(long_id: bytes) -> BlockRef | None:
+    """The reference for a long id; None for one that `ref_of` refuses, so that one block cannot hide the others."""
+    try:
+        return ref_of(long_id)
+    except UntrustedInputError:
+        return None
+
+
 def cid_of(block_id: bytes) -> str:
     """The IPFS content id that a block id names: letters and digits only, so that it can name a file.
 

@@ -140,6 +140,16 @@ class BlockIndex:
             keys = [bytes(row[0]) for row in self._db.execute("SELECT key FROM leaves").fetchall()]
             return [entry.long_id for key in keys if (entry := self._entry(key))]
 
+    def leaf_keys(self, most: int) -> list[bytes]:
+        """Keys of up to `most` of them."""
+        with self._lock:
+            return [bytes(row[0]) for row in self._db.execute("SELECT key FROM leaves LIMIT ?", (most,)).fetchall()]
+
+    def is_leaf(self, key: bytes) -> bool:
+        """Whether a block is one of them."""
+        with self._lock:
+            return self._db.execute("SELECT 1 FROM leaves WHERE key = ?", (key,)).fetchone() is not None
+
     def walk(self) -> Iterator[bytes]:
         """Long ids of all blocks, oldest index file first. Blocks that come meanwhile may be left out."""
         for name in index_files.names(self._folder):

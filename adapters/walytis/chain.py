@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from walytis_vault.adapters.walytis import block_ids, unixfs, upstream
 from walytis_vault.adapters.walytis.block_index import BlockIndex
 from walytis_vault.adapters.walytis.block_store import write_whole
-from walytis_vault.adapters.walytis.fast_paths import index_of, intake_of
+from walytis_vault.adapters.walytis.end_blocks import MOST
+from walytis_vault.adapters.walytis.fast_paths import ends_of, index_of, intake_of
 from walytis_vault.adapters.walytis.fetch import Fetcher
 from walytis_vault.adapters.walytis.files import storage_error
 from walytis_vault.domain.errors import (
@@ -78,6 +79,9 @@ class WalytisChain:
         fault("chain.before_append")
         with self._append_lock:
             try:
+                if self._follows:  # upstream as it is: it would name every leaf that anybody made
+                    with self._chain.endblocks_lock:
+                        del self._chain.current_endblocks[:-MOST]
                 block = upstream.api().create_block(self._id, bytes(content), list(TOPICS))
             except BaseException as e:
                 self._unlock_upstream()
@@ -88,6 +92,12 @@ class WalytisChain:
                 raise TransportError(f"the block could not be created: {e}") from e
         fault("chain.appended")
         return block_ids.ref_of(bytes(block.long_id))
+
+    def build_on(self, keys: Iterable[bytes]) -> None:
+        """Let the next blocks stand on these. See the port."""
+        ends = ends_of(self._chain)
+        if ends is not None:
+            ends.build_on(keys)
 
     def _unlock_upstream(self) -> None:
         """Upstream leaves its lock held when creating a block fails, and would never create another."""
@@ -173,18 +183,18 @@ class WalytisChain:
     def leaves(self) -> list[BlockRef]:
         """The blocks that no known block has as parent."""
         self._look()
-        return [block_ids.ref_of(long_id) for long_id in self._index.leaves()]
+        return [ref for long_id in self._index.leaves() if (ref := block_ids.readable_ref(long_id))]
 
     def blocks(self) -> Iterator[BlockRef]:
         """Every known block, oldest index file first."""
         self._look()
-        return (block_ids.ref_of(long_id) for long_id in self._index.walk())
+        return (ref for long_id in self._index.walk() if (ref := block_ids.readable_ref(long_id)))
 
     def find(self, key: bytes) -> BlockRef | None:
         """Look up a known block by its key."""
         self._look()
         long_id = self._index.long_id(key)
-        return None if long_id is None else block_ids.ref_of(long_id)
+        return None if long_id is None else block_ids.readable_ref(long_id)
 
     def _known(self, key: bytes) -> bool:
         self._look()

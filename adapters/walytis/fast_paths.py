@@ -21,12 +21,14 @@ import msgspec
 from walytis_vault.adapters.walytis import ancestry, block_ids, gossip, index_files, recovery, unixfs, upstream
 from walytis_vault.adapters.walytis.block_index import BlockIndex
 from walytis_vault.adapters.walytis.block_store import BlockStore, write_whole
+from walytis_vault.adapters.walytis.end_blocks import MOST, EndBlocks
 from walytis_vault.adapters.walytis.fetch import Fetcher
 from walytis_vault.adapters.walytis.intake import Intake
 from walytis_vault.domain.faults import fault
 
 _INDEX: Final = "_walytis_vault_index"
 _INTAKE: Final = "_walytis_vault_intake"
+_ENDS: Final = "_walytis_vault_ends"
 _ANNOUNCE: Final = "_walytis_vault_announce"
 
 
@@ -61,6 +63,7 @@ class FastPaths:
             "cache_block": chain.cache_block,
             "remove_ancestors": chain.remove_ancestors,
             "check_new_block": chain.check_new_block,
+            "update_endblocks": chain.update_endblocks,
             "load_block_records": chain.load_block_records,
         }
         fast = self
@@ -108,6 +111,20 @@ class FastPaths:
             if short_ids:
                 return [bytearray(block_ids.short_of(long_ids[at])) for at in kept]
             return [bytearray(long_ids[at]) for at in kept]
+
+        def current_endblocks(self: Any) -> list[bytearray]:
+            ends, index = ends_of(self), index_of(self)
+            if ends is None or index is None:
+                plain: list[bytearray] = self.__dict__.setdefault("current_endblocks", [])
+                return plain
+            return [bytearray(long_id) for key in ends.chosen() if (long_id := index.long_id(key))]
+
+        def set_current_endblocks(self: Any, long_ids: list[bytearray]) -> None:
+            self.__dict__["current_endblocks"] = long_ids
+
+        def update_endblocks(self: Any, long_id: Any) -> None:
+            if ends_of(self) is None:  # else `record` has told them
+                originals["update_endblocks"](self, long_id)
 
         def check_new_block(self: Any, new: Any) -> bool:
             self.check_alive()
@@ -164,6 +181,8 @@ class FastPaths:
         chain.cache_block = cache_block
         chain.remove_ancestors = remove_ancestors
         chain.check_new_block = check_new_block
+        chain.current_endblocks = property(current_endblocks, set_current_endblocks)
+        chain.update_endblocks = update_endblocks
         block.publish_and_generate_id = publish_and_generate_id
         threading.Thread(target=self._announce, name="announce-blocks", daemon=True).start()
 
@@ -171,6 +190,7 @@ class FastPaths:
         """Give a chain of upstream its index."""
         index = BlockIndex(self._index_folder / f"{chain.blockchain_id}.db", Path(chain.index_dir))
         chain.__dict__[_INDEX] = index
+        chain.__dict__[_ENDS] = EndBlocks(index.parents, index.height, index.leaf_keys(MOST))
         self._indexes[chain.blockchain_id] = index
         waiting_room = self._index_folder / f"{chain.blockchain_id}.waiting.db"
         chain.__dict__[_INTAKE] = Intake(chain, index, self._fetcher, waiting_room)
@@ -204,6 +224,10 @@ class FastPaths:
         write_whole(path, bytes(block.file_data))
         self.on_write()
         announce = getattr(block, _ANNOUNCE, None)
+        key = block_ids.key_of(long_id)
+        ends = ends_of(chain)
+        assert ends is not None
+        ends.add(key, index.parents(key) or (), own=announce is not None, is_leaf=index.is_leaf(key))
         if announce is not None:
             self._announcements.put((announce, long_id))
         return False
@@ -248,6 +272,12 @@ def index_of(chain: Any) -> BlockIndex | None:
     """Our index of one of upstream's chains; None before it has any."""
     index: BlockIndex | None = chain.__dict__.get(_INDEX)
     return index
+
+
+def ends_of(chain: Any) -> EndBlocks | None:
+    """The end blocks of one of upstream's chains; None before it has an index."""
+    ends: EndBlocks | None = chain.__dict__.get(_ENDS)
+    return ends
 
 
 def intake_of(chain: Any) -> Intake | None:

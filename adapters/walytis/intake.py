@@ -152,6 +152,8 @@ class Intake:
         except Exception as e:  # upstream's checks raise whatever Python raises
             raise UntrustedInputError(f"malformed block: {e}") from e
         long_id = bytes(block.long_id)
+        if len(long_id) > block_ids.MAX_LONG_ID:
+            raise UntrustedInputError(f"a block whose id has {len(long_id)} bytes: nobody could build on it")
         block_ids.content_of(file_data, long_id)
         if not whole or self._chain.blockchain_id not in block.topics or not block.parents:
             raise UntrustedInputError("not a valid block of this chain")

@@ -15,6 +15,7 @@ import apsw
 from eventsourcing.dcb.api import DCBQuery
 
 from walytis_vault.adapters.storage.database import Database
+from walytis_vault.adapters.walytis.block_verdicts import BlockVerdicts
 from walytis_vault.adapters.walytis.log_rows import (
     BATCH_COLUMNS,
     SCHEMA,
@@ -25,7 +26,6 @@ from walytis_vault.adapters.walytis.log_rows import (
     logged_event,
     where_clause,
 )
-from walytis_vault.adapters.walytis.overdue import Overdue
 from walytis_vault.adapters.walytis.receipts import Same, find_reply, scrub_plain_digests
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.errors import VaultError
@@ -36,16 +36,15 @@ BLOCK_TO_COME: Final = 2
 """State `on_chain` of a batch that came from a member directly: the block is still the record, and on its way."""
 
 
-class LogIndex:
+class LogIndex(BlockVerdicts):
     """Storage of the log. Thread-safe as `Database` is; `horizon` is guarded by its own condition."""
 
     def __init__(self, database: Database) -> None:
         """Open the index and create its tables if they are missing."""
-        self.database = database
+        super().__init__(database)
         with database.transaction() as connection:
             connection.execute(SCHEMA)
         scrub_plain_digests(database)
-        self.overdue = Overdue(database)
         self._advanced = threading.Condition()
         self._listeners: set[threading.Event] = set()
         self._horizon = 0
@@ -211,6 +210,15 @@ class LogIndex:
         rows = connection.execute("SELECT batch_id FROM heads ORDER BY depth DESC, batch_id LIMIT ?", (most,))
         return [BatchId(bytes(r[0])) for r in rows]
 
+    def head_blocks(self, connection: apsw.Connection, most: int) -> list[bytes]:
+        """Keys of the blocks that hold the heads, deepest first; of the deepest batch with a block if none does."""
+        sql = "SELECT h.batch_id, b.block FROM heads h JOIN batches b USING(batch_id) ORDER BY h.depth DESC LIMIT ?"
+        rows: list[Any] = connection.execute(sql, (most,)).fetchall()
+        if found := [key for batch, block in rows if (key := block or self._unmarked.get(batch))]:
+            return found
+        sql = "SELECT block FROM batches WHERE block IS NOT NULL ORDER BY depth DESC LIMIT 1"
+        return [bytes(row[0]) for row in connection.execute(sql)]
+
     def kept_reply(self, client: str, request_id: bytes, is_same: Same, now_ms: int) -> bytes | None:
         """The reply that an earlier request with this id got. Raises as `find_reply`."""
         with self.database.read() as connection:
@@ -324,54 +332,6 @@ class LogIndex:
             for device in devices:
                 rows += connection.execute(sql, (device, have.get(device, 0), self._horizon, most)).fetchall()
         return [bytes(envelope) for _, envelope in sorted(rows)[:most]]
-
-    def set_verdict(self, connection: apsw.Connection, block: bytes, verdict: str, reason: str | None) -> None:
-        """Remember what was decided about a block."""
-        connection.execute(
-            "INSERT INTO blocks(key, verdict, reason) VALUES(?,?,?)"
-            " ON CONFLICT(key) DO UPDATE SET verdict = excluded.verdict, reason = excluded.reason",
-            (block, verdict, reason),
-        )
-
-    def verdict(self, connection: apsw.Connection, block: bytes) -> str | None:
-        """What was decided about a block, None when it was never looked at."""
-        row = connection.execute("SELECT verdict FROM blocks WHERE key = ?", (block,)).fetchone()
-        return str(row[0]) if row else None
-
-    def park(self, connection: apsw.Connection, block: bytes, missing: bytes) -> None:
-        """A block waits for a batch."""
-        self.set_verdict(connection, block, "waiting", f"waits for batch {missing.hex()}")
-        connection.execute("INSERT OR IGNORE INTO waiting VALUES(?,?)", (missing, block))
-
-    def release(self, connection: apsw.Connection, arrived: bytes) -> list[bytes]:
-        """Keys of the blocks that waited for this batch; they wait no more."""
-        rows: list[Any] = connection.execute("SELECT key FROM waiting WHERE missing = ?", (arrived,)).fetchall()
-        connection.execute("DELETE FROM waiting WHERE missing = ?", (arrived,))
-        return [row[0] for row in rows]
-
-    def verdict_counts(self) -> dict[str, int]:
-        """How many blocks got which verdict."""
-        with self.database.read() as connection:
-            return {str(v): int(n) for v, n in connection.execute("SELECT verdict, count(*) FROM blocks GROUP BY 1")}
-
-    def judged_blocks(self, after: int, limit: int, filters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Blocks with their verdict and batch, oldest first: (number, verdict, reason, block key, batch id, author,
-        device, batch number, depth, time in ms, events, void). Filters: verdict, author, device."""
-        where, params = ["k.number > ?"], [after]
-        if (verdict := filters.get("verdict")) is not None:
-            where.append("(CASE WHEN coalesce(b.void, 0) THEN 'void' ELSE k.verdict END) = ?")
-            params.append(verdict)
-        for field in ("author", "device"):
-            if filters.get(field) is not None:
-                where.append(f"b.{field} = ?")
-                params.append(filters[field])
-        sql = (
-            "SELECT k.number, k.verdict, k.reason, k.key, b.batch_id, b.author, b.device, b.number, b.depth, b.time_ms,"
-            " b.count, coalesce(b.void, 0) FROM blocks k LEFT JOIN batches b ON b.block = k.key"
-            f" WHERE {' AND '.join(where)} ORDER BY k.number LIMIT ?"
-        )
-        with self.database.read() as connection:
-            return list(connection.execute(sql, (*params, limit)))
 
     def epoch(self) -> int:
         """Grows whenever events that readers may have seen became void, or count again. Begins at random, so that a

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from walytis_vault.adapters.walytis import block_ids, unixfs
+from walytis_vault.adapters.walytis import ancestry, block_ids, unixfs
+from walytis_vault.adapters.walytis.end_blocks import EndBlocks
 from walytis_vault.domain.errors import MisuseError, NotYetAvailableError, TransportError, UntrustedInputError
 from walytis_vault.domain.ports import BlockRef
 
@@ -202,6 +203,8 @@ class MemoryChain:
         self._blocks: dict[bytes, Block] = {block.ref.key: block for block in genesis}
         self._files = {block_ids.cid_of(block.ref.block_id): block for block in genesis}
         self._leaves: dict[bytes, None] = {genesis[-1].ref.key: None}
+        self._ends = EndBlocks(self._parents, self._height, self._leaves)
+        self._heights: dict[bytes, int] = {}
         self._waiting: dict[bytes, Block] = {}
         self._callbacks: list[Callable[[BlockRef], None]] = []
         self.fail_appends = False
@@ -219,14 +222,17 @@ class MemoryChain:
         with self._network.lock:
             if self.fail_appends:
                 raise TransportError("the block could not be created: the node was told to fail")
-            parents = dict.fromkeys(
-                [*self._leaves, next(iter(self._blocks))] if len(self._leaves) < 2 else self._leaves
-            )
+            chosen = self._ends.chosen()
+            parents = dict.fromkeys([*chosen, next(iter(self._blocks))] if len(chosen) < 2 else chosen)
             shorts = [block_ids.short_of(self._blocks[key].ref.block_id) for key in parents]
             block = self._network.make_block(bytes(content), shorts, self.name.encode())
-            self._accept(block)
+            self._accept(block, own=True)
         self._network.spread(self, block)
         return block.ref
+
+    def build_on(self, keys: Iterable[bytes]) -> None:
+        """Let the next blocks stand on these. See the port."""
+        self._ends.build_on(keys)
 
     def read(self, ref: BlockRef) -> bytes:
         """Return the content of a block. See the port."""
@@ -308,9 +314,17 @@ class MemoryChain:
         for callback in callbacks:
             callback(ref)
 
-    def _accept(self, block: Block) -> None:
+    def _accept(self, block: Block, *, own: bool = False) -> None:
         for parent in block.ref.parents:
             self._leaves.pop(parent, None)
         self._blocks[block.ref.key] = block
         self._files[block_ids.cid_of(block.ref.block_id)] = block
         self._leaves[block.ref.key] = None
+        self._ends.add(block.ref.key, block.ref.parents, own=own)
+
+    def _parents(self, key: bytes) -> tuple[bytes, ...] | None:
+        block = self._blocks.get(key)
+        return block.ref.parents if block else None
+
+    def _height(self, key: bytes) -> int | None:
+        return ancestry.height_of_block(key, self._parents, self._heights.get, self._heights.__setitem__)

@@ -21,12 +21,12 @@ from walytis_vault.domain.batch import decode_batch
 from walytis_vault.domain.errors import (
     BusyError,
     NotYetAvailableError,
-    StorageError,
-    TransportError,
     UntrustedInputError,
+    VaultError,
 )
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import BatchId
+from walytis_vault.domain.limits import LIMITS
 from walytis_vault.domain.ports import BlockRef, Chain
 
 CHUNK: Final = 256
@@ -149,6 +149,12 @@ class Reconciler:
             self._pass_lock.release()
         return missing
 
+    def build_on_heads(self) -> None:
+        """Let the chain's next block stand on what the log accepted, whatever else lies on the chain."""
+        with self._index.database.read() as connection:
+            heads = self._index.head_blocks(connection, LIMITS.batch_heads)
+        self._chain.build_on(heads)
+
     # -- the reconciler thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -164,9 +170,9 @@ class Reconciler:
                 with self._pass_lock:
                     self._walk([*hints, *(self._everywhere() if whole else [])])
                 self.last_error = None
-            except (StorageError, TransportError) as e:
+            except Exception as e:  # the thread must live: strangers' bytes lie in its way
                 # Shown by `status`; the next look repeats the whole walk, nothing is lost.
-                self.last_error = str(e)
+                self.last_error = str(e) if isinstance(e, VaultError) else f"{type(e).__name__}: {e}"
 
     def _everywhere(self) -> list[BlockRef]:
         """Where a walk starts that is to find everything: the leaves, and what is known to be hidden below others."""
@@ -245,6 +251,7 @@ class Reconciler:
                 self._ledger.forget_current()
                 raise
             self._index.publish_horizon()
+            self.build_on_heads()
             refs = [found for key in dict.fromkeys(released) if (found := self._chain.find(key))]
         return judged
 

@@ -87,6 +87,7 @@ class VaultLog:
     def start(self) -> None:
         """Catch up with the chain, send what a crash kept from it, then follow and serve."""
         self.reconciler.catch_up()
+        self.reconciler.build_on_heads()
         self.writer.start()
         self.reconciler.start()
         self.keeper.start()

@@ -323,6 +323,7 @@ class LogWriter:
     ) -> SignedBatch:
         """Sign the batch, store it with the replies, and prepare the answers."""
         rows = [row for append in staged for row in append.rows]
+        self._chain.build_on(self._index.head_blocks(connection, self._limits.batch_heads))
         batch, verdict = self._sealer.seal(connection, [r for append in staged for r in append.records], rows)
         first, _ = self._ledger.record(connection, batch, verdict, block=None)
         now_ms = batch.body.time_ms

@@ -186,3 +186,28 @@ def test_invented_blocks_wait_in_bounded_room(node: WalytisChild) -> None:
     assert waiting <= 100
     honest = chain.append(b"honest")
     assert chain.leaves() == [honest]
+
+
+def test_a_flood_of_siblings_costs_the_chain_nothing(node: WalytisChild) -> None:
+    """After a stranger's siblings blocks are made as before, by upstream's rules too, and everything is found."""
+    chain = node.create_chain(uuid.uuid4().hex)
+    tip = chain.append(b"honest")
+    arguments = {"chain_id": chain.chain_id, "count": 300}
+    came = node.call("run", module="support.kubo_actions", function="flood", arguments=arguments)
+    assert came["judged"] == ["confirmed"] * 3
+    assert came["sizes"][0] < 20_000
+    assert max(came["sizes"][1:]) < len(tip.block_id) + 100
+    assert came["told"]
+    assert came["found"]
+    assert came["leaves"] == 300 - 32 + 1
+    assert came["blocks"] == 5 + 1 + 300 + 3
+
+
+def test_a_block_that_stands_on_too_many_is_refused(node: WalytisChild) -> None:
+    """An id that is longer than anybody reads does not get into the chain."""
+    chain = node.create_chain(uuid.uuid4().hex)
+    chain.append(b"honest")
+    arguments = {"chain_id": chain.chain_id, "count": 240}
+    code = node.call("run", module="support.kubo_actions", function="overlong", arguments=arguments)
+    assert code == "untrusted-input"
+    assert len(chain.leaves()) == 240

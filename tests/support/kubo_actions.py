@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
+from datetime import UTC, datetime
 from typing import Any
 
-from walytis_vault.adapters.walytis import unixfs, upstream
+from walytis_vault.adapters.walytis import block_ids, unixfs, upstream
+from walytis_vault.domain.errors import UntrustedInputError
+from walytis_vault.domain.ports import BlockRef
 
 
 def name_files(runtime: Any, sizes: list[int]) -> list[list[str]]:
@@ -29,7 +33,7 @@ def pinned(runtime: Any) -> int:
 
 def invent_blocks(runtime: Any, chain_id: str, count: int) -> int:
     """Put blocks whose parents nobody has into a chain's waiting room, as a stranger would; how many wait then."""
-    from walytis_vault.adapters.walytis import block_ids, intake
+    from walytis_vault.adapters.walytis import intake
     from walytis_vault.adapters.walytis.fast_paths import intake_of
     from walytis_vault.adapters.walytis.memory_chain import MemoryNetwork
 
@@ -43,3 +47,66 @@ def invent_blocks(runtime: Any, chain_id: str, count: int) -> int:
         with room._lock:
             room._stage(ref.key, block_ids.cid_of(ref.block_id), b"file", parents)
     return room.waiting()
+
+
+def flood(runtime: Any, chain_id: str, count: int) -> dict[str, Any]:
+    """Have a stranger put siblings beside the last block, then append; what came of it, by upstream's rules too."""
+    chain, upstreams = runtime.open_chain(chain_id), upstream.core().get_blockchain(chain_id)
+    (tip,) = chain.leaves()
+    for number in range(count):
+        cid, data = stranger_block(upstreams, [_short(tip), _short(next(iter(chain.blocks())))], b"junk %d" % number)
+        assert chain.take_in(cid, data)
+    refs = [chain.append(b"honest %d" % number) for number in range(3)]
+    told = [block_ids.key_of(bytes(long_id)) for long_id in upstreams.current_endblocks]
+    return {
+        "sizes": [len(ref.block_id) for ref in refs],
+        "judged": [upstreams.check_blocks_parents(_parents(ref)) for ref in refs],
+        "told": told == [refs[-1].key],
+        "leaves": len(chain.leaves()),
+        "blocks": sum(1 for _ in chain.blocks()),
+        "found": all(chain.find(ref.key) == ref for ref in refs),
+    }
+
+
+def overlong(runtime: Any, chain_id: str, count: int) -> str:
+    """Have a stranger send a block that stands on very many; the error's code."""
+    chain, upstreams = runtime.open_chain(chain_id), upstream.core().get_blockchain(chain_id)
+    (tip,) = chain.leaves()
+    genesis = _short(next(iter(chain.blocks())))
+    shorts = []
+    for number in range(count):
+        cid, data = stranger_block(upstreams, [_short(tip), genesis], b"sibling %d" % number)
+        assert chain.take_in(cid, data)
+    shorts = [_short(leaf) for leaf in chain.leaves()]
+    cid, data = stranger_block(upstreams, shorts, b"on all of them")
+    try:
+        chain.take_in(cid, data)
+    except UntrustedInputError as e:
+        return e.code
+    return "taken in"
+
+
+def stranger_block(chain: Any, parents: list[bytes], content: bytes) -> tuple[bytes, bytes]:
+    """A block of upstream's making that stands on any parents: its short id and its file."""
+    version = importlib.import_module("walytis_beta_tools.versions").WALYTIS_BETA_CORE_VERSION
+    block = importlib.import_module("walytis_beta.block_networking").Block.from_metadata(
+        creator_id=b"stranger", creation_time=datetime.now(UTC), topics=["wv1", chain.blockchain_id],
+        content_length=len(content), content=bytearray(content), n_parents=len(parents),
+        parents=sorted(bytearray(p) for p in parents), blockchain_version=version, ipfs_cid="",
+        content_hash_algorithm="", content_hash=bytearray(), parents_hash_algorithm="", parents_hash=bytearray(),
+        file_data=bytearray(),
+    )  # fmt: skip
+    block.generate_content_hash()
+    block.generate_parents_hash()
+    block.generate_file_data()
+    block._ipfs_cid = unixfs.cid_of(bytes(block.file_data))
+    block.generate_id()
+    return bytes(block.short_id), bytes(block.file_data)
+
+
+def _short(ref: BlockRef) -> bytes:
+    return block_ids.short_of(ref.block_id)
+
+
+def _parents(ref: BlockRef) -> list[bytearray]:
+    return [bytearray(short) for short in block_ids.parents_of(ref.block_id)]

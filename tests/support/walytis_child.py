@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -142,6 +142,10 @@ class RemoteChain:
         """See the port."""
         return self._ref(self._child.call("append", chain=self._id, content=content))
 
+    def build_on(self, keys: Iterable[bytes]) -> None:
+        """See the port."""
+        self._child.call("build_on", chain=self._id, keys=list(keys))
+
     def append_many(self, contents: list[bytes], threads: int = 1) -> list[BlockRef]:
         """Append from several threads of the child at once."""
         made = self._child.call("append_many", chain=self._id, contents=contents, threads=threads)
@@ -253,6 +257,9 @@ class _Server:
 
     def do_append(self, chain: str, content: bytes) -> Any:
         return _plain(self._chains[chain].append(content))
+
+    def do_build_on(self, chain: str, keys: list[bytes]) -> None:
+        self._chains[chain].build_on(keys)
 
     def do_append_many(self, chain: str, contents: list[bytes], threads: int) -> Any:
         from concurrent.futures import ThreadPoolExecutor
