@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from support.faulty_process import FAULT_VARIABLE
 from support.lying_process import LIE_VARIABLE
 from support.peer_nodes import Member, agree, eventually, found_and_join, meet, stop_all
 from walytis_vault import ForgottenError, VaultError
+from walytis_vault.backup.restore import restore_backup
 
 Trio = tuple[Member, Member, Member]
 MIB = 1 << 20
@@ -204,6 +206,35 @@ def test_a_member_that_serves_lies_is_not_believed(trio: Trio) -> None:
     agree(*trio)
     for member in trio:
         assert member.client.audit(read_data=True)["ok"]
+
+
+def test_who_missed_a_new_key_works_with_it(trio: Trio, tmp_path: Path) -> None:
+    """One is off while another comes back from a backup with a new key at a new address: each reads the other's."""
+    a, b, c = trio
+    b.client.backup(tmp_path / "backup", with_key_file=True)
+    c.stop()
+    b.stop()
+    b.home = tmp_path / "restored"
+    restore_backup(tmp_path / "backup", b.home)
+    b.start()
+    meet(a, b)
+    from_b = b.client.publish(missed := secrets.token_bytes(2 * MIB)).content_id
+    a.stop()
+    c.start()
+    meet(b, c)
+    eventually(lambda: c.state(from_b) == "pending", "a batch under the new key is believed")
+    assert c.client.request(from_b, timeout=60) == missed
+    from_c = c.client.publish(data := secrets.token_bytes(2 * MIB)).content_id
+    eventually(lambda: b.state(from_c) == "pending", "and the other way")
+    assert b.client.request(from_c, timeout=60) == data, "a key request under the new key is answered"
+    announced = [r.device for r in c.client.query("timeline", type="key-announced/1", limit=None)]
+    assert announced.count(b.device) == 2
+    a.start()
+    meet(*trio)
+    agree(*trio)
+    for member in trio:
+        audit = member.client.audit(read_data=True)
+        assert (audit["ok"], audit["forks"]) == (True, []), audit["findings"]
 
 
 def test_a_removal_settles_what_waited_for_the_removed(trio: Trio) -> None:
