@@ -6,7 +6,7 @@ import time
 from concurrent.futures import Future
 
 from walytis_vault.bus import pace
-from walytis_vault.bus.calls import Call
+from walytis_vault.bus.calls import Call, WaitForCall
 from walytis_vault.bus.link import Link, reported
 from walytis_vault.bus.protocol import (
     Header,
@@ -22,9 +22,11 @@ class CallExchange:
 
     def __init__(self, link: Link, call: Call, request_id: bytes, timeout: float, data: bytes | None = None) -> None:
         self.id = request_id
+        self.waits = not isinstance(call, WaitForCall)
         self.sent = False
         self.began = time.monotonic()
         self.future: Future[bytes] = Future()
+        self.future.set_running_or_notify_cancel()  # nobody but the link ends it: see `cancel`
         self._link = link
         self._parts = pack(Kind.REQUEST, request_id, call, data)
         self._deadline = self.began + timeout
@@ -32,8 +34,14 @@ class CallExchange:
         self._repeat_in = pace.REPEAT
         self._repeat_at = self.began + pace.REPEAT
 
+    def cancel(self) -> None:
+        """Nobody waits for the reply any more: do not ask again. From any thread."""
+        self._link.post(lambda: self._link.end(self))
+
     def on_connected(self) -> None:
         """Send the request (again), byte for byte."""
+        self._repeat_in = pace.REPEAT
+        self._repeat_at = time.monotonic() + pace.REPEAT
         self._link.send_parts(self._parts)
 
     def on_message(self, message: Header) -> None:
@@ -54,7 +62,7 @@ class CallExchange:
         if now >= self._deadline:
             self._link.end(self)
             self.fail(self._link.too_late(f"no answer within {self._timeout:g} s: retry with the same request id"))
-        elif now >= self._repeat_at:
+        elif self.sent and now >= self._repeat_at:
             self._repeat_in = min(2 * self._repeat_in, pace.REPEAT_MOST)
             self._repeat_at = now + self._repeat_in
             self._link.send_parts(self._parts)

@@ -25,6 +25,7 @@ from walytis_vault.bus.protocol import (
     decode,
     raised,
 )
+from walytis_vault.bus.requests import milliseconds
 from walytis_vault.bus.sealing import TAG_BYTES, Seal
 from walytis_vault.domain.errors import MisuseError, TransportError, UntrustedInputError, VaultError
 
@@ -36,6 +37,7 @@ class DownloadExchange:
 
     def __init__(self, link: Link, content_id: str, timeout: float) -> None:
         self.id = new_id()
+        self.waits = False
         self.sent = False
         self.began = self._progress = time.monotonic()
         self.length: int | None = None
@@ -100,9 +102,7 @@ class DownloadExchange:
     def _reopen(self) -> None:
         """Ask for the rest under a fresh stream id."""
         self._link.send(Kind.CANCEL, self.id, NOTHING_BODY)
-        self._link.end(self)
-        self.id = new_id()
-        self._link.begin(self)
+        self._link.rename(self, new_id())
 
     def on_connected(self) -> None:
         """Open at the first byte that is missing."""
@@ -115,7 +115,7 @@ class DownloadExchange:
             content_id=self._content_id,
             offset=self._got,
             limit=self._consumed + self._link.limits.window,
-            timeout_ms=min(86_400_000, int(self._timeout * 1000)),
+            timeout_ms=milliseconds(self._timeout),
             bulk=self._link.has_bulk and not self._no_bulk,
         )
         self._link.send(Kind.REQUEST, self.id, call)

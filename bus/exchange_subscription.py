@@ -35,6 +35,7 @@ class SubscriptionExchange:
 
     def __init__(self, link: Link, call: SubscribeCall) -> None:
         self.id = new_id()
+        self.waits = False
         self.sent = False
         self.began = time.monotonic()
         self._link = link
@@ -93,9 +94,7 @@ class SubscriptionExchange:
 
     def _again(self) -> None:
         self._link.send(Kind.CANCEL, self.id, NOTHING_BODY)
-        self._link.end(self)
-        self.id = new_id()
-        self._link.begin(self)
+        self._link.rename(self, new_id())
 
     def on_connected(self) -> None:
         """Go on after the last change that came. Changes that came and were not taken count as credit used."""

@@ -41,6 +41,7 @@ class UploadExchange:
 
     def __init__(self, link: Link, call: PublishCall, request_id: bytes, timeout: float) -> None:
         self.id = request_id
+        self.waits = False
         self.sent = False
         self.began = self._progress = time.monotonic()
         self.future: Future[bytes] = Future()

@@ -15,7 +15,7 @@ from walytis_vault.bus.calls import SubscribeCall, WaitForCall
 from walytis_vault.bus.door import Door, Peer
 from walytis_vault.bus.errors import shield
 from walytis_vault.bus.pool import FairPool
-from walytis_vault.bus.protocol import CREDIT, Header, Kind, Pong, Span, decode, encode
+from walytis_vault.bus.protocol import CREDIT, GONE, Header, Kind, Pong, Span, decode, encode
 from walytis_vault.bus.service import VaultService
 from walytis_vault.domain.errors import MisuseError, TimedOutError, VaultError
 
@@ -71,8 +71,9 @@ class Feed:
         return len(self._subscriptions)
 
     def count(self, name: str) -> int:
-        """Subscriptions that a client key has open."""
-        return sum(1 for s in self._subscriptions.values() if s.peer.entry.name == name)
+        """Subscriptions and waits that a client key has open."""
+        peers = [s.peer for s in self._subscriptions.values()] + [w.peer for w in self._waiters.values()]
+        return sum(1 for peer in peers if peer.entry.name == name)
 
     def _advanced(self, position: int) -> None:
         """On the service's thread, for each event: remember, and tell the door once."""
@@ -100,10 +101,11 @@ class Feed:
         if key in self._waiters:
             return
         self._waiters[key] = _Waiter(peer, request_id, call)
-        peer.requests += 1
         self._pool.submit(peer.entry.public_key, lambda: self._look(key, call.position))
 
     def _look(self, key: tuple[bytes, bytes], position: int) -> None:
+        if key not in self._waiters:
+            return  # its connection is gone
         with shield(lambda e: self._door.post(lambda: self._answer(key, e))):
             try:
                 now = self._service.wait_for(position, timeout=0)
@@ -115,7 +117,6 @@ class Feed:
         waiter = self._waiters.pop(key, None)
         if waiter is None:
             return
-        waiter.peer.requests -= 1
         if isinstance(result, VaultError):
             self._door.send_error(waiter.peer, waiter.id, result)
         else:
@@ -218,7 +219,7 @@ class Feed:
         for s in [s for s in self._subscriptions.values() if s.peer is peer]:
             self._drop(s)
         for key in [k for k, w in self._waiters.items() if w.peer is peer]:
-            self._waiters.pop(key).peer.requests -= 1
+            del self._waiters[key]
 
     def on_tick(self, now: float) -> None:
         """Time out waits; cut silent subscribers."""
@@ -227,7 +228,9 @@ class Feed:
                 self._answer(key, TimedOutError(f"position {waiter.position} was not reached in time: wait again"))
         for s in list(self._subscriptions.values()):
             if now - s.touched > self._door.limits.idle:
-                self._fail(s, VaultError("the subscriber was silent for too long"))
+                # Whoever is still there, goes on from its position.
+                self._door.send(s.peer, Kind.ERROR, s.id, GONE)
+                self._drop(s)
 
     def close(self) -> None:
         """Stop listening to the service."""

@@ -22,6 +22,7 @@ from walytis_vault.bus.endpoint import EndpointRecord
 from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.protocol import FAILURE, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
 from walytis_vault.bus.security import ClientKey
+from walytis_vault.bus.turns import Turns
 from walytis_vault.bus.wake import Wake
 from walytis_vault.bus.wire import Wire
 from walytis_vault.domain.errors import (
@@ -52,6 +53,8 @@ class Exchange(Protocol):
     """Something under way with the node. Its methods run on the link's thread."""
 
     id: bytes
+    waits: bool
+    """Whether it waits for its turn when many calls are under way."""
     sent: bool
     """Whether the node may have heard of it."""
     began: float
@@ -97,8 +100,10 @@ class Link:
         self._grace = grace
         self._pid = os.getpid()
         self._exchanges: dict[bytes, Exchange] = {}
+        self._turns = Turns(self.limits.peer_requests)
         self._posted: deque[Callable[[], None]] = deque()
         self._closed = False
+        self._drained = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake: Wake | None = None
@@ -118,18 +123,31 @@ class Link:
         Raises:
             MisuseError: the client is closed, or was made before a fork.
         """
-        self._check()
-        self.post(lambda: self._begin(exchange))
+        with self._lock:
+            self._check()
+            self._posted.append(lambda: self._begin(exchange))
+        self._poke()
 
     def post(self, action: Callable[[], None]) -> None:
         """Run something on the link's thread, in order. From any thread; after `close` it is dropped."""
-        self._posted.append(action)
-        if self._wake is not None:
-            self._wake.set()
+        with self._lock:
+            if not self._drained:
+                self._posted.append(action)
+        self._poke()
 
     def end(self, exchange: Exchange) -> None:
-        """Forget an exchange. On the link's thread."""
-        self._exchanges.pop(exchange.id, None)
+        """Forget an exchange, and let the next in line have its turn. On the link's thread."""
+        if self._exchanges.get(exchange.id) is exchange:
+            del self._exchanges[exchange.id]
+            after = self._turns.leave(exchange)
+            if after is not None:
+                self._start(self._exchanges[after.id])
+
+    def rename(self, exchange: Exchange, new_id: bytes) -> None:
+        """Begin an exchange again under another id. On the link's thread."""
+        self.end(exchange)
+        exchange.id = new_id
+        self._begin(exchange)
 
     def send(self, kind: Kind, message_id: bytes, body: Any, data: bytes | memoryview | None = None) -> None:
         """Send on the current connection; without one nothing happens. On the link's thread."""
@@ -168,30 +186,52 @@ class Link:
             thread = self._thread
         if was or thread is None or self._pid != os.getpid():
             return
-        if self._wake is not None:
-            self._wake.set()
+        self._poke()
         if thread is not threading.current_thread():
             thread.join(timeout)
 
+    def _poke(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
     def _check(self) -> None:
+        """With the lock."""
         if self._pid != os.getpid():
             raise MisuseError("this client was made before a fork: make a new one in the child process")
-        with self._lock:
-            if self._closed:
-                raise ClosedError("this client is closed")
-            if self._thread is None:
-                self._wake = Wake()
-                self._poller.register(self._wake.fileno(), zmq.POLLIN)
-                self._thread = threading.Thread(target=self._run, name="bus-link", daemon=True)
-                self._thread.start()
+        if self._closed:
+            raise ClosedError("this client is closed")
+        if self._thread is None:
+            self._wake = Wake()
+            self._poller.register(self._wake.fileno(), zmq.POLLIN)
+            self._thread = threading.Thread(target=self._run, name="bus-link", daemon=True)
+            self._thread.start()
 
     def _begin(self, exchange: Exchange) -> None:
+        if exchange.id in self._exchanges:
+            exchange.fail(MisuseError("this request id is under way already: wait for its reply"))
+            return
         self._exchanges[exchange.id] = exchange
-        if self._connected:
-            exchange.sent = True
-            exchange.on_connected()
-        else:
+        self._start(exchange)
+
+    def _start(self, exchange: Exchange) -> None:
+        """Tell the node of it, if there is one and it is its turn."""
+        if not self._connected:
             self._attempt_at = min(self._attempt_at, time.monotonic())
+        elif self._turns.may(exchange):
+            exchange.sent = True
+            self._let(exchange, exchange.on_connected)
+
+    def _let(self, exchange: Exchange, act: Callable[[], None]) -> None:
+        """Whatever is wrong with one exchange is no other's trouble."""
+        try:
+            act()
+        except UntrustedInputError as e:
+            self.end(exchange)
+            exchange.fail(TransportError(f"the node answered outside the protocol: {e}"))
+        except Exception as e:
+            _log.exception("bus: a request met an unexpected error")
+            self.end(exchange)
+            exchange.fail(TransportError(f"the request met an unexpected error: {type(e).__name__}"))
 
     def _run(self) -> None:
         try:
@@ -235,7 +275,7 @@ class Link:
         if now >= self._next_tick:
             self._next_tick = now + _TICK
             for exchange in list(self._exchanges.values()):
-                exchange.on_tick(now)
+                self._let(exchange, lambda e=exchange: e.on_tick(now))  # type: ignore[misc]
 
     def _connect(self, now: float) -> None:
         if self._wire is not None:
@@ -263,8 +303,7 @@ class Link:
                 self._connected = self._ever = True
                 self._retry_in = _RETRY_FIRST
                 for exchange in list(self._exchanges.values()):
-                    exchange.sent = True
-                    exchange.on_connected()
+                    self._start(exchange)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 error = PermissionRefusedError("the node does not admit this client's key: see `client list`")
                 self._lost(error)
@@ -322,24 +361,25 @@ class Link:
             _log.warning("bus: a message of the node was not understood: %s", e)
             return
         exchange = self._exchanges.get(message.id)
-        if exchange is None:
-            return
-        try:
-            exchange.on_message(message)
-        except UntrustedInputError as e:
-            self.end(exchange)
-            exchange.fail(TransportError(f"the node answered outside the protocol: {e}"))
+        if exchange is not None:
+            self._let(exchange, lambda: exchange.on_message(message))
 
     def _other_version(self, head: bytes) -> None:
-        exchange = self._exchanges.pop(head[5:], None)
+        exchange = self._exchanges.get(head[5:])
         if exchange is not None:
+            self.end(exchange)
             message = f"the node speaks version {head[3]} of the bus protocol, this client {VERSION}: update the older"
             exchange.fail(ProtocolVersionError(message))
 
     def _shut(self) -> None:
+        self._connected = False
         self._drop_wire()
-        for action in [self._posted.popleft() for _ in range(len(self._posted))]:
-            action()
+        with self._lock:
+            self._closed = self._drained = True
+            left, self._posted = self._posted, deque()
+        for action in left:
+            with contextlib.suppress(Exception):  # what began is failed next, whatever else was to be done
+                action()
         self._fail_all(ClosedError("this client was closed"))
         if self._context is not None:
             self._context.destroy(linger=0)

@@ -85,7 +85,7 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     client_streams: int = 64
     """Open downloads and uploads of one client key (a count)."""
     client_subscriptions: int = 1024
-    """Open subscriptions of one client key (a count)."""
+    """Open subscriptions and waits of one client key (a count)."""
     client_connections: int = 640
     """Connections of one client key; a further one is cut (a count)."""
     peer_waiting: int = 4096

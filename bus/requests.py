@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterable
@@ -271,14 +272,19 @@ def expires_ms(expires: dt.datetime | dt.timedelta | float | None) -> int | None
 
 def milliseconds(timeout: float) -> int:
     """A timeout for the wire: at most a day."""
-    return max(0, min(86_400_000, int(timeout * 1000)))
+    return max(0, int(min(86_400.0, timeout) * 1000))
 
 
 def check_timeout(timeout: object) -> float:
-    """A timeout in seconds."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise MisuseError(f"a timeout is a number of seconds above 0, not {timeout!r}")
-    return float(timeout)
+    """A timeout in seconds: no number that is none, and none that no clock can wait for."""
+    if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < threading.TIMEOUT_MAX:
+        return float(timeout)
+    raise MisuseError(f"a timeout is a number of seconds above 0, not {timeout!r}")
+
+
+def check_wait(timeout: object) -> float:
+    """As `check_timeout`, but 0 is allowed: look once."""
+    return 0.0 if timeout == 0 and not isinstance(timeout, bool) else check_timeout(timeout)
 
 
 def _contents(content_ids: Iterable[str], verb: str) -> tuple[str, ...]:

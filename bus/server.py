@@ -247,14 +247,13 @@ class BusServer:
         elif isinstance(call, c.PublishCall) and not call.inline:
             self._check_streams(name)
             self._uploads.open(peer, call, request_key(name, message, call))
-        elif isinstance(call, c.SubscribeCall):
+        elif isinstance(call, c.SubscribeCall | c.WaitForCall):
             if self._feed.count(name) >= limits.client_subscriptions:
                 raise BusyError(f"client {name!r} has {limits.client_subscriptions} subscriptions: end some first")
-            self._feed.subscribe(peer, message.id, call)
-        elif isinstance(call, c.WaitForCall):
-            if peer.requests >= limits.peer_requests:
-                raise BusyError("too many requests at once: wait for replies, then repeat")
-            self._feed.wait_for(peer, message.id, call)
+            if isinstance(call, c.SubscribeCall):
+                self._feed.subscribe(peer, message.id, call)
+            else:
+                self._feed.wait_for(peer, message.id, call)
         else:
             self._desk.take(peer, message, call)
 

@@ -43,17 +43,33 @@ PAST_S: Final = 300.0
 class Reply(Generic[T]):
     """The reply to a call, to come."""
 
-    def __init__(self, future: Future[bytes], decoder: msgspec.msgpack.Decoder[T]) -> None:
+    def __init__(
+        self,
+        future: Future[bytes],
+        decoder: msgspec.msgpack.Decoder[T],
+        cancel: Callable[[], None] = lambda: None,
+    ) -> None:
         self._future = future
         self._decoder = decoder
+        self._cancel = cancel
 
     def result(self) -> T:
         """Block until it is there. Raises what the node reported."""
-        return self._decode(self._future.result())
+        try:
+            return self._decode(self._future.result())
+        finally:
+            self._leave()
 
     async def wait(self) -> T:
         """The same, for coroutines."""
-        return self._decode(await asyncio.wrap_future(self._future))
+        try:
+            return self._decode(await asyncio.wrap_future(self._future))
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self._future.done():
+            self._cancel()
 
     def _decode(self, body: bytes) -> T:
         try:
@@ -149,11 +165,11 @@ class Session:
         wait = self.timeout if timeout is None else r.check_timeout(timeout)
         exchange = CallExchange(self.link, ask.call, request_id or new_id(), wait)
         self.link.begin(exchange)
-        return Reply(exchange.future, ask.reply)
+        return Reply(exchange.future, ask.reply, exchange.cancel)
 
     def wait_for(self, position: int, timeout: float | None) -> Reply[int]:
         """Wait for views; the node keeps the time, the client a second more."""
-        wait = self.timeout if timeout is None else max(0.0, float(timeout))
+        wait = self.timeout if timeout is None else r.check_wait(timeout)
         return self.call(r.wait_for(position, wait), timeout=wait + 1.0)
 
     def subscribe(self, view: str, after: int, filters: dict[str, Any]) -> SubscriptionExchange:
@@ -180,7 +196,7 @@ class Session:
         call = c.PublishCall(options=options, inline=True, size=len(data))
         exchange = CallExchange(self.link, call, request_id or new_id(), self.timeout, data)
         self.link.begin(exchange)
-        return Reply(exchange.future, _PUBLISHED)
+        return Reply(exchange.future, _PUBLISHED, exchange.cancel)
 
     def is_small(self, size: int | None) -> bool:
         """Whether a content goes inside its request."""

@@ -264,13 +264,13 @@ class AsyncClient:
         """As `Client.change_passphrase`."""
         await self._session.call(r.change_passphrase(old, new)).wait()
 
-    async def audit(self, *, read_data: bool = False) -> Mapping[str, Any]:
+    async def audit(self, *, read_data: bool = False, timeout: float = 3600.0) -> Mapping[str, Any]:
         """As `Client.audit`."""
-        return await self._session.call(r.audit(read_data), timeout=3600.0).wait()
+        return await self._session.call(r.audit(read_data), timeout=timeout).wait()
 
-    async def replay(self, view: str | None = None) -> Mapping[str, Any]:
+    async def replay(self, view: str | None = None, *, timeout: float = 3600.0) -> Mapping[str, Any]:
         """As `Client.replay`."""
-        return await self._session.call(r.replay(view), timeout=3600.0).wait()
+        return await self._session.call(r.replay(view), timeout=timeout).wait()
 
     async def export(self, to: Path | BinaryIO, *, progress: Progress | None = None) -> Exported:
         """As `Client.export`; `progress` is called on the event loop."""
@@ -288,9 +288,9 @@ class AsyncClient:
         """As `Client.backup`."""
         return await self._session.call(r.backup(folder, passphrase, with_key_file), timeout=timeout).wait()
 
-    async def retry(self, view: str | None = None) -> Mapping[str, Any]:
+    async def retry(self, view: str | None = None, *, timeout: float = 3600.0) -> Mapping[str, Any]:
         """As `Client.retry`."""
-        return await self._session.call(r.retry(view), timeout=3600.0).wait()
+        return await self._session.call(r.retry(view), timeout=timeout).wait()
 
     async def _blocking(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -52,7 +52,7 @@ class Subscription(Iterator[Change]):
     def next(self, timeout: float) -> Change | None:
         """Wait up to `timeout` seconds for the next change; None when there was none."""
         try:
-            return self._exchange.next(timeout)
+            return self._exchange.next(r.check_wait(timeout))
         except TimedOutError:
             return None
 
