@@ -220,6 +220,8 @@ class GroupCommitter:
 
     def _take_back(self, slots: list[int], ranges: list[PackRange]) -> None:
         """Leave no key of a failed group behind; what the disk refuses now, the next start does."""
+        if self._state.failed:
+            return
         self._state.packs.undo(ranges)
         if not slots:
             return

@@ -7,7 +7,7 @@ Formats: docs/wire-format-content.md; reasons: docs/adr/0003-content-at-rest.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,7 @@ from walytis_vault.adapters.storage.compaction import compact
 from walytis_vault.adapters.storage.content_reader import DiskContentReader, SegmentSource
 from walytis_vault.adapters.storage.content_writer import DiskContentWriter, finish_together
 from walytis_vault.adapters.storage.dropping import drop
-from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
+from walytis_vault.adapters.storage.failures import SyncFailedError, storage_errors, sync_errors
 from walytis_vault.adapters.storage.forgetting import Forgetting
 from walytis_vault.adapters.storage.incoming import Incoming, IncomingSegments
 from walytis_vault.adapters.storage.index import IN_BLOB, NOWHERE, Row, StoreIndex
@@ -119,6 +119,10 @@ class DiskContentStore(SealedTexts, Pictures):
         except BaseException:
             index.database.close()
             raise
+
+    def on_failure(self, callback: Callable[[SyncFailedError], None]) -> None:
+        """Call back, once and at once, when an fsync failed: this process may write nothing more."""
+        self._state.on_failure = callback
 
     def writer(self, content_id: ContentId, *, author: str) -> DiskContentWriter:
         """Begin a content with a fresh random key.
@@ -291,8 +295,7 @@ class DiskContentStore(SealedTexts, Pictures):
             ForgottenError, ConflictError (another key is here), LockedError, StorageError.
         """
         check_content_id(content_id)
-        known = self.content_key(content_id)
-        if known == key:
+        if (known := self.content_key(content_id)) == key:
             return
         if known is not None:
             raise ConflictError(f"content {content_id.hex()} has another key already")

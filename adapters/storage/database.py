@@ -2,19 +2,20 @@
 
 apsw brings its own SQLite, because releases 3.7.0-3.51.2 can corrupt a database on a WAL reset when two
 connections are open. Pragmas follow security.md 3. It refuses to continue after a failed commit that may
-have been a failed fsync: the process must then restart and verify.
+have been a failed fsync: then only recovery at the next start tells whether it took effect.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import apsw
 
+from walytis_vault.adapters.storage.failures import CommitUnknownError
 from walytis_vault.domain.errors import StorageError, StorageFullError
 from walytis_vault.projections.store import StatementError
 
@@ -52,6 +53,8 @@ class Database:
         self.path = path
         self._write_lock = threading.RLock()
         self._read_lock = threading.RLock()
+        self.on_unknown: Callable[[CommitUnknownError], None] = lambda _: None
+        """Told once, by the thread that commits, before anybody else hears of it: nothing more may be written."""
         self._failed: str | None = None
         self._closed = False
         with _our_errors(f"open {path.name}"):
@@ -79,6 +82,7 @@ class Database:
         """One write transaction: commits when the block ends, rolls back when it raises.
 
         Raises:
+            CommitUnknownError: it may be kept or not; nothing can be written here any more.
             StorageFullError, StatementError, StorageError: nothing of the transaction is kept.
         """
         with self._write_lock:
@@ -94,12 +98,16 @@ class Database:
             try:
                 with _our_errors(f"commit {self.path.name}"):
                     self._writer.execute("COMMIT")
-            except StorageError as e:
-                self._roll_back()
-                if not isinstance(e, StorageFullError | StatementError):
-                    # A commit that failed may have been a failed fsync; its outcome on disk is unknown.
-                    self._failed = str(e)
+            except (StorageFullError, StatementError):
+                self._roll_back()  # the page that ends the transaction was not written
                 raise
+            except StorageError as e:
+                # It may have been a failed fsync of a transaction that is whole in the log that SQLite recovers from.
+                unknown = CommitUnknownError(f"{e}: restart the node, which finds out whether it took effect")
+                self._failed = str(e)
+                self.on_unknown(unknown)
+                self._roll_back()
+                raise unknown from e
 
     def _roll_back(self) -> None:
         if self._writer.in_transaction:

@@ -19,6 +19,10 @@ class SyncFailedError(StorageError):
     """An fsync failed: what is on disk is unknown until the next start. Writing must stop."""
 
 
+class CommitUnknownError(SyncFailedError):
+    """A commit failed and may take effect all the same: the next start finds out. Undo nothing that it speaks of."""
+
+
 @contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
     """Convert OSError: no space becomes StorageFullError, anything else StorageError."""

@@ -7,6 +7,7 @@ Readers take none for long. `handles` are the open readers and writers, which fo
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
@@ -63,9 +64,12 @@ class StoreState:
         self.lock = threading.RLock()
         self.helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="content-store")
         self.closed = False
+        self.on_failure: Callable[[SyncFailedError], None] = lambda _: None
+        """Told once when all writing stopped, by the thread that met the failure."""
         self._failure: str | None = None
         self._handles: dict[ContentId, set[Handle]] = {}
         self._handles_lock = threading.Lock()
+        index.database.on_unknown = self.note
 
     def check_writable(self) -> None:
         """Raise StorageError when the store is closed or an fsync failed."""
@@ -89,6 +93,12 @@ class StoreState:
         """Stop all writing for good when the error is a failed fsync."""
         if isinstance(error, SyncFailedError) and self._failure is None:
             self._failure = str(error)
+            self.on_failure(error)
+
+    @property
+    def failed(self) -> bool:
+        """Whether all writing stopped: what the disk holds is found out at the next start, and nothing is undone."""
+        return self._failure is not None
 
     def check_not_gone(self, content_id: ContentId) -> None:
         """Raise ForgottenError when forgetting this content has begun or is done."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.walytis.block_keeper import BlockKeeper
@@ -17,11 +18,15 @@ from walytis_vault.adapters.walytis.reconciler import Reconciler
 from walytis_vault.adapters.walytis.recorder import LogRecorder
 from walytis_vault.adapters.walytis.writer import LogWriter
 from walytis_vault.domain.batch import BATCH_VERSION, BatchBody, EventRecord, seal_batch
+from walytis_vault.domain.errors import TimedOutError
 from walytis_vault.domain.events import PRODUCT_EVENTS, Event, EventTable, KeyAnnounced, VaultFounded, to_dcb_all
 from walytis_vault.domain.ids import BatchId
 from walytis_vault.domain.limits import LIMITS, Limits
 from walytis_vault.domain.membership import Membership
 from walytis_vault.domain.ports import Chain, Clock, Signer, Verifier
+
+BLOCK_WAIT_S: Final = 30.0
+"""How long a repeated request waits for the block of what it did before: a crash may have come in between."""
 
 
 def found_vault(chain: Chain, signer: Signer, founded: VaultFounded, announced: KeyAnnounced, clock: Clock) -> BatchId:
@@ -45,6 +50,11 @@ def found_vault(chain: Chain, signer: Signer, founded: VaultFounded, announced: 
     batch = seal_batch(body, signer)
     chain.append(batch.envelope())
     return batch.batch_id
+
+
+def not_yet() -> TimedOutError:
+    """What is told of an event that is recorded and has no block."""
+    return TimedOutError("recorded and not on the chain yet: it will get there; retry with the same request id")
 
 
 class VaultLog:
@@ -95,6 +105,15 @@ class VaultLog:
     def membership(self) -> Membership:
         """Members and keys, given everything that is known."""
         return self.ledger.current()
+
+    def seen(self, position: int) -> int:
+        """Wait until readers see an event of ours, that is until its block exists; how far they see then."""
+        return self.index.wait_beyond(position - 1, BLOCK_WAIT_S)
+
+    def wait_for(self, position: int) -> None:
+        """The same. Raises TimedOutError when they do not."""
+        if self.seen(position) < position:
+            raise not_yet()
 
     def close(self) -> None:
         """Stop all threads and close the index. Bounded; nothing acknowledged is lost."""

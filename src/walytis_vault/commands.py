@@ -157,7 +157,9 @@ class Commands:
             sealed_under: filled by `decide`: the content under whose key it sealed the reason.
         """
         if key is not None and (reply := self._kept(key)) is not None:
-            return msgspec.msgpack.decode(reply, type=int)
+            position = msgspec.msgpack.decode(reply, type=int)
+            self._vault_log.wait_for(position)  # a crash may have come between the reply and the block
+            return position
         for _ in range(ATTEMPTS):
             reading = read_state(self._log, contents, ballots)
             events = decide(reading)

@@ -43,7 +43,7 @@ from walytis_vault.repair import Repairer
 from walytis_vault.safekeeping import Safekeeping
 from walytis_vault.service import NodeService
 from walytis_vault.service_manager import READY, STOPPING, notify
-from walytis_vault.stopping import Stop
+from walytis_vault.stopping import Stop, end_at_once
 from walytis_vault.view_places import check_place, open_views, remember
 
 if TYPE_CHECKING:
@@ -108,14 +108,17 @@ def _open(
     store = DiskContentStore.open(
         home.store, vault_id=config.vault_id, keys=keys, fs=fs, clock=clock, randomness=randomness
     )
+    store.on_failure(end_at_once)
     opened.callback(store.close)
     runtime = WalytisRuntime.start(home.path, mode=mode)
     opened.callback(runtime.stop)
     chain = runtime.open_chain(config.vault_id)
 
     def open_log(by: HybridSigner) -> VaultLog:
+        database = Database(home.log_database)
+        database.on_unknown = end_at_once
         return VaultLog(
-            Database(home.log_database),
+            database,
             chain,
             by,
             HybridVerifier(),

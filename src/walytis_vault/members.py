@@ -73,7 +73,9 @@ class MemberDesk:
             now_ms = self._clock.wall_ms()
             kept = self._log.index.kept_reply(receipt.client, receipt.request_id, receipt.is_same, now_ms)
             if kept is not None:
-                return msgspec.msgpack.decode(kept, type=int)
+                position = msgspec.msgpack.decode(kept, type=int)
+                self._log.wait_for(position)
+                return position
         query = DCBQuery(items=[DCBQueryItem(types=sorted(ev.MEMBERSHIP_TOPICS))])
         for _ in range(ATTEMPTS):
             after, membership = self._log.index.horizon, self._log.membership()

@@ -15,6 +15,7 @@ from eventsourcing.persistence import IntegrityError
 from walytis_vault import request_codes
 from walytis_vault.adapters.crypto.descriptor import Descriptor
 from walytis_vault.adapters.storage.content_store import DiskContentStore
+from walytis_vault.adapters.storage.failures import SyncFailedError
 from walytis_vault.adapters.walytis.receipts import Receipt
 from walytis_vault.adapters.walytis.recorder import LogRecorder
 from walytis_vault.bus.messages import Published, PublishOptions, RequestKey
@@ -32,6 +33,8 @@ from walytis_vault.domain.ids import ContentId, ContentKey, parse_content_id
 from walytis_vault.domain.ports import StoredContent
 from walytis_vault.reading import read_state
 
+UNDECIDED: Final = (TimedOutError, TransportError, SyncFailedError)
+"""After these the event may be recorded: its content must stay."""
 ATTEMPTS: Final = 8
 """How often a decision is made again when the log changed under it."""
 
@@ -93,6 +96,7 @@ class Publication:
 
         Raises:
             TimedOutError, TransportError: the event is recorded but not on the chain yet; it will get there.
+            SyncFailedError: whether it is recorded shows at the next start, which erases the content if it is not.
             VaultError: nothing was published and nothing of it remains.
         """
         try:
@@ -102,7 +106,7 @@ class Publication:
             descriptor = self._writer.seal_descriptor(descriptor_of(self._options, stored.length))
             event = event_of(stored, self._options, descriptor)
             published = self._append(event)
-        except (TimedOutError, TransportError):
+        except UNDECIDED:
             self._ended()
             raise
         except VaultError:

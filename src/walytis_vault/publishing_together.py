@@ -18,14 +18,14 @@ from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.storage.content_writer import DiskContentWriter
 from walytis_vault.adapters.walytis.receipts import Appended, Receipt
 from walytis_vault.adapters.walytis.recorder import LogRecorder
-from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.adapters.walytis.vault_log import VaultLog, not_yet
 from walytis_vault.bus.messages import InlinePublish, Published, RequestKey
 from walytis_vault.domain import events as ev
-from walytis_vault.domain.errors import StorageError, TimedOutError, TransportError, VaultError
+from walytis_vault.domain.errors import StorageError, VaultError
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import ID_BYTES, ContentId
 from walytis_vault.domain.ports import Clock, Randomness
-from walytis_vault.publishing import check_expiry, check_options, descriptor_of, event_of, receipt_of
+from walytis_vault.publishing import UNDECIDED, check_expiry, check_options, descriptor_of, event_of, receipt_of
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def publish_together(
     """
     keys = [(k.client, k.request_id, partial(_is_same, k, store)) for w in wanted if (k := w.key) is not None]
     kept = iter(log.index.kept_replies(keys, clock.wall_ms()))
-    results = [None if w.key is None else _reply_of(next(kept)) for w in wanted]
+    results = _visible(log, [None if w.key is None else _reply_of(next(kept)) for w in wanted])
     fresh = [number for number, found in enumerate(results) if found is None]
     ids = [ContentId(randomness.token(ID_BYTES)) for _ in fresh]
     contents = [(content_id, wanted[number]) for content_id, number in zip(ids, fresh, strict=True)]
@@ -61,6 +61,13 @@ def _is_same(key: RequestKey, store: DiskContentStore, kept: bytes) -> bool:
 
 def _reply_of(reply: bytes | VaultError | None) -> Published | VaultError | None:
     return msgspec.msgpack.decode(reply, type=Published) if isinstance(reply, bytes) else reply
+
+
+def _visible(log: VaultLog, found: list[Published | VaultError | None]) -> list[Published | VaultError | None]:
+    """A crash may have come between the kept reply and the block: who asks again is answered when that exists."""
+    last = max((r.position for r in found if isinstance(r, Published)), default=0)
+    seen = log.seen(last)
+    return [not_yet() if isinstance(r, Published) and r.position > seen else r for r in found]
 
 
 def _publish_fresh(
@@ -108,7 +115,7 @@ def _publish_fresh(
         if isinstance(done, Appended) and not done.repeated:
             results[number] = Published(content_id=content_id.hex(), position=done.last)
             continue
-        if not isinstance(done, TimedOutError | TransportError):
+        if not isinstance(done, UNDECIDED):
             unwanted.append(content_id)  # no event speaks of it: the same request got here twice, or it failed
         if isinstance(done, Appended):
             assert done.reply is not None

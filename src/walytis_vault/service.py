@@ -99,7 +99,9 @@ class NodeService(Commands):
     def begin_publish(self, options: PublishOptions, key: RequestKey | None = None) -> Publication | Published:
         """See `VaultService.begin_publish`."""
         if key is not None and (reply := self._kept(key)) is not None:
-            return msgspec.msgpack.decode(reply, type=Published)
+            published = msgspec.msgpack.decode(reply, type=Published)
+            self._vault_log.wait_for(published.position)
+            return published
         check_expiry(options.expires_ms, self._clock.wall_ms())
         content_id = ContentId(self._randomness.token(ID_BYTES))
         return Publication(self._log, self._store, content_id, author=self._me, options=options, key=key)

@@ -9,15 +9,29 @@ waits for that. It also ends the process when closing takes too long, whatever t
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
 import threading
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NoReturn
 
+from walytis_vault import logs
+
+_log = logging.getLogger(__name__)
 END_WITHIN_S: Final = 4.5
 """A stop that takes longer than this ends the process as it is: everything acknowledged is durable."""
+
+
+def end_at_once(error: BaseException) -> NoReturn:
+    """End the process as a power cut would: an fsync failed, so nothing more may be written.
+
+    What is on disk is found out at the next start, which is the supervisor's to make (`Restart=on-failure`).
+    """
+    _log.critical("the disk failed and nothing more may be written; ending at once: %s", error)
+    logs.drain(0.3)
+    os._exit(1)
 
 
 class Stop:

@@ -27,6 +27,8 @@ class FaultPlan:
         self.calls: list[str] = []
         self.failed: list[str] = []
         self.on_call: Callable[[str], None] | None = None
+        self.real_syncs = True
+        """False where only kills are played, which lose nothing that was written: then syncs are only counted."""
         self._fail_at: int | None = None
         self._fail_name: str | None = None
         self._error = 0
@@ -108,17 +110,20 @@ class FaultyFileSystem(OsFileSystem):
     def fsync(self, fd: int) -> None:
         """See the port."""
         self._plan.check("fsync")
-        super().fsync(fd)
+        if self._plan.real_syncs:
+            super().fsync(fd)
 
     def fdatasync(self, fd: int) -> None:
         """See the port."""
         self._plan.check("fdatasync")
-        super().fdatasync(fd)
+        if self._plan.real_syncs:
+            super().fdatasync(fd)
 
     def fsync_folder(self, path: str) -> None:
         """See the port."""
         self._plan.check("fsync_folder")
-        super().fsync_folder(path)
+        if self._plan.real_syncs:
+            super().fsync_folder(path)
 
     def rename(self, source: str, target: str) -> None:
         """See the port."""
@@ -230,13 +235,13 @@ class _FaultyFile(apsw.VFSFile):
         super().xWrite(data, offset)
 
     def xSync(self, flags: int) -> None:
-        self._guard("sqlite sync")
-        super().xSync(flags)
+        self._guard("sqlite sync", full=apsw.IOError)  # SQLite's own file layer tells nothing else of a failed fsync
+        if self._plan.real_syncs:
+            super().xSync(flags)
 
-    def _guard(self, call: str, growth: int = 0) -> None:
+    def _guard(self, call: str, growth: int = 0, full: type[Exception] = apsw.FullError) -> None:
         try:
             self._plan.check(call, growth)
         except OSError as e:
-            kinds: dict[int, Callable[..., Exception]] = {errno.ENOSPC: apsw.FullError}
-            error = kinds.get(e.errno or 0, apsw.IOError)(e.strerror)
-            raise error from e
+            kind = full if e.errno == errno.ENOSPC else apsw.IOError
+            raise kind(e.strerror) from e

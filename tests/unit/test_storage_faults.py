@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from support.content_stores import Kept, ciphertext, get, new_id, open_store, pu
 from support.faulty_files import FaultPlan, FaultyFileSystem, WatchingFileSystem, faulty_sqlite
 from walytis_vault.adapters.storage import committer
 from walytis_vault.adapters.storage.content_store import DiskContentStore
+from walytis_vault.adapters.storage.failures import CommitUnknownError
 from walytis_vault.adapters.storage.secrets_file import SecretsFile
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
 from walytis_vault.adapters.system import OsFileSystem
@@ -249,6 +251,44 @@ def test_a_failed_fsync_ends_writing(tmp_path: Path, plan: FaultPlan, call: str)
     put(again, b"later")
     again.erase((kept.content_id,))
     again.close()
+
+
+@pytest.mark.parametrize("what", ["bytes", "key"])
+def test_what_an_unknown_commit_names_is_left_alone(tmp_path: Path, plan: FaultPlan, what: str) -> None:
+    """A commit that failed and stands after a kill all the same names whole bytes, or a key that is there."""
+    source = open_store(tmp_path / "source")
+    kept = put(source, os.urandom(2000))
+    cipher, key = ciphertext(source, kept), source.content_key(kept.content_id)
+    assert key is not None
+    store = open_store(tmp_path / "home", fs=FaultyFileSystem(plan))
+
+    def receive(into: DiskContentStore) -> None:
+        if what == "key":
+            into.put_key(kept.content_id, key)
+        else:
+            receiver = into.begin_ciphertext(kept.content_id, kept.root, len(cipher))
+            receiver.write_segment(0, cipher)
+            receiver.finish()
+
+    told: list[StorageError] = []
+    store.on_failure(told.append)
+    plan.fail_next("sqlite sync", errno.EIO)
+    with pytest.raises(CommitUnknownError):
+        receive(store)
+    plan.count_only()
+    assert [type(e) for e in told] == [CommitUnknownError]
+    with pytest.raises(StorageError, match="restart"):
+        put(store, os.urandom(2000))
+    shutil.copytree(tmp_path / "home", tmp_path / "killed")
+    again = open_store(tmp_path / "killed")
+    if what == "key":
+        again.put_key(kept.content_id, key)
+        assert again.content_key(kept.content_id) == key
+    else:
+        assert again.has_bytes(kept.content_id), "the commit is in the log that SQLite recovers from"
+        assert again.verify(kept.content_id, kept.root)
+    for one in (again, store, source):
+        one.close()
 
 
 def test_a_disk_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
