@@ -11,7 +11,7 @@ from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery
 from walytis_vault.adapters.walytis.log_rows import EventRow
 from walytis_vault.adapters.walytis.receipts import Appended, Receipt
 from walytis_vault.domain.batch import EventRecord
-from walytis_vault.domain.errors import TimedOutError
+from walytis_vault.domain.errors import TimedOutError, TransportError, VaultError
 
 
 class PendingAppend:
@@ -109,3 +109,22 @@ def event_matches(query: DCBQuery, row: EventRow) -> bool:
         return True
     tags = set(row.tags)
     return any((not i.types or row.topic in i.types) and tags.issuperset(i.tags) for i in query.items)
+
+
+def recorded(error: VaultError) -> TransportError:
+    """What those are told whose events are in the index while the block cannot be made."""
+    return TransportError(f"recorded here, and sent to the others as soon as that is possible again: {error}")
+
+
+def take_group(queue: deque[PendingAppend], room: int, most: int) -> list[PendingAppend]:
+    """Take from the front what fits together into `room` bytes and `most` events; the first one always."""
+    group: list[PendingAppend] = []
+    size = count = 0
+    while queue:
+        append = queue[0]
+        if group and (size + append.size > room or count + len(append.records) > most):
+            break
+        group.append(queue.popleft())
+        size += append.size
+        count += len(append.records)
+    return group

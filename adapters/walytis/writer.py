@@ -20,7 +20,7 @@ from typing import Final
 import apsw
 from eventsourcing.dcb.api import DCBAppendCondition, DCBEvent
 
-from walytis_vault.adapters.walytis.appends import Answers, PendingAppend, answer_all, fail_all
+from walytis_vault.adapters.walytis.appends import Answers, PendingAppend, answer_all, fail_all, recorded, take_group
 from walytis_vault.adapters.walytis.ledger import Ledger
 from walytis_vault.adapters.walytis.log_rows import EventRow
 from walytis_vault.adapters.walytis.receipts import Appended, Receipt, drop_expired, keep_reply
@@ -101,6 +101,8 @@ class LogWriter:
         self._served = 0
         """How many groups were served: whether the log is in use."""
         self._unfinished: tuple[SignedBatch, Answers] | None = None
+        self.last_error: str | None = None
+        """Why no block could be made last; None when the last one was."""
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
 
     def start(self) -> None:
@@ -202,21 +204,31 @@ class LogWriter:
                     self._changed.notify_all()
 
     def _run(self) -> None:
-        for batch_id, envelope in self._index.pending():
-            if not self._publish(batch_id, envelope):
-                return
+        left: list[tuple[BatchId, bytes]] | None = None
+        while not self._closing and (left is None or left):
+            try:
+                left = self._index.pending() if left is None else left
+                if left and self._publish(*left[0]):
+                    del left[0]
+            except Exception as e:
+                self._failed(e)
         while self._wait():
-            if self._unfinished:
-                try:
+            try:
+                if self._unfinished:
                     self._finish(patient=True)
-                except Exception:  # the disk is full, say: the thread must live, and the batch is recorded
-                    self._pause(RETRY_S[-1], until_asked=False)
-            elif group := self._take():
-                self._serve(group, patient=True)
-            else:
-                self._flush_marks()
+                elif group := self._take():
+                    self._serve(group, patient=True)
+                else:
+                    self._flush_marks()
+            except Exception as e:
+                self._failed(e)
         if self._index.has_marks:
             self._flush_marks()
+
+    def _failed(self, error: Exception) -> None:
+        """The thread must live, and what is recorded is tried again later: say why it waits."""
+        self.last_error = str(error) if isinstance(error, VaultError) else f"{type(error).__name__}: {error}"
+        self._pause(RETRY_S[-1], until_asked=False)
 
     def _wait(self) -> bool:
         """Wait for something to do and the turn to do it; False when closing."""
@@ -246,18 +258,7 @@ class LogWriter:
 
     def _group(self) -> list[PendingAppend]:
         """Take from the queue what fits into one batch. Call with `_changed` held."""
-        group: list[PendingAppend] = []
-        size = count = 0
-        while self._queue:
-            append = self._queue[0]
-            if group and (
-                size + append.size > self._sealer.room() or count + len(append.records) > self._limits.batch_events
-            ):
-                break
-            group.append(self._queue.popleft())
-            size += append.size
-            count += len(append.records)
-        return group
+        return take_group(self._queue, self._sealer.room(), self._limits.batch_events)
 
     def _serve(self, group: list[PendingAppend], *, patient: bool) -> None:
         """Record the group, put its block on the chain, answer everyone."""
@@ -370,6 +371,7 @@ class LogWriter:
         self._local_block(block)  # first: what it stands on must be written down with its mark
         self._index.on_chain(batch_id, block.key)
         self._index.publish_horizon(last)
+        self.last_error = None
         return True
 
     def _pause(self, seconds: float, *, until_asked: bool) -> bool:
@@ -392,8 +394,3 @@ class LogWriter:
                 marks = self._index.flush_marks(connection)
             self._index.forget_marks(marks)
         fault("append.after_mark")
-
-
-def recorded(error: VaultError) -> TransportError:
-    """What those are told whose events are in the index while the block cannot be made."""
-    return TransportError(f"recorded here, and sent to the others as soon as that is possible again: {error}")

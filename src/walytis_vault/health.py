@@ -58,7 +58,11 @@ class Health:
 
     def errors(self) -> dict[str, str]:
         """What went wrong last, by part; empty when all is well."""
-        found = {"reconciler": self._log.reconciler.last_error, "eraser": self._eraser_error()}
+        found = {
+            "reconciler": self._log.reconciler.last_error,
+            "writer": self._log.writer.last_error,
+            "eraser": self._eraser_error(),
+        }
         return {part: str(error) for part, error in found.items() if error}
 
     def disk(self) -> dict[str, int | None]:
