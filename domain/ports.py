@@ -136,8 +136,8 @@ class Chain(Protocol):
         """
         ...
 
-    def read(self, ref: BlockRef) -> bytes:
-        """Return the content of a block, from disk when known, else from peers.
+    def read(self, ref: BlockRef, *, timeout: float = 10.0) -> bytes:
+        """Return the content of a block, from disk when known, else from peers, within `timeout` seconds.
 
         Raises:
             NotYetAvailableError: no peer delivered it in time.

@@ -23,6 +23,7 @@ from walytis_vault.adapters.walytis.fetch import Fetcher
 from walytis_vault.adapters.walytis.files import storage_error
 from walytis_vault.domain.errors import (
     MisuseError,
+    NotYetAvailableError,
     StorageError,
     TransportError,
     UntrustedInputError,
@@ -117,7 +118,8 @@ class WalytisChain:
         try:
             return block_ids.content_of(self._read_file(path, cid), ref.block_id)
         except (FileNotFoundError, StorageError):
-            pass
+            if timeout <= 0:
+                raise NotYetAvailableError("the block is not on this node's disk: ask with more patience") from None
         file_data = self._fetcher.fetch(cid, timeout)
         content = block_ids.content_of(file_data, ref.block_id)
         if self._known(ref.key):

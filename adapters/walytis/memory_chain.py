@@ -234,7 +234,7 @@ class MemoryChain:
         """Let the next blocks stand on these. See the port."""
         self._ends.build_on(keys)
 
-    def read(self, ref: BlockRef) -> bytes:
+    def read(self, ref: BlockRef, *, timeout: float = 0.0) -> bytes:  # noqa: ARG002
         """Return the content of a block. See the port."""
         with self._network.lock:
             block = self._files.get(block_ids.cid_of(ref.block_id))

@@ -38,14 +38,13 @@ class Overdue:
         with self._lock:
             keys, written = set(self._keys), set(self._written)
             self._written = keys
-        if keys == written:
-            return
-        connection.executemany("INSERT OR IGNORE INTO overdue VALUES(?)", [(k,) for k in keys])
+        connection.executemany("INSERT OR IGNORE INTO overdue VALUES(?)", [(k,) for k in keys - written])
         connection.executemany("DELETE FROM overdue WHERE key = ?", [(k,) for k in written - keys])
 
     def rolled_back(self) -> None:
         """A transaction that called `flush` did not come to its end."""
         with self._lock:
+            # Whether rows were removed or not: too many of them cost a look, too few would cost a block.
             self._written = set()
 
     def left(self, known: Callable[[bytes], bool]) -> list[bytes]:

@@ -8,7 +8,9 @@ Spec: design.md 3.8.
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final
@@ -31,6 +33,8 @@ from walytis_vault.domain.ports import BlockRef, Chain
 
 CHUNK: Final = 256
 """Blocks judged in one transaction."""
+CHUNK_BYTES: Final = 8 << 20
+"""Bytes of them, one block more or less."""
 LOOK_EVERY_S: Final = 20.0
 """How often the leaves are looked at when no hint comes."""
 ACCEPT_WAIT_S: Final = 2.0
@@ -41,12 +45,27 @@ DEEP_WALK: Final = 20_000
 GENESIS_CONTENT: Final = b"Hello World, new blockchain getting born!"
 """What walytis_beta writes into the first blocks of every chain."""
 
+_log = logging.getLogger(__name__)
+
 
 class Reconciler:
     """Owns the thread through which blocks enter the log."""
 
-    def __init__(self, ledger: Ledger, chain: Chain, *, progress: Callable[[int], None] | None = None) -> None:
-        """`progress` is told how many blocks were judged so far in a long catch-up."""
+    def __init__(
+        self, ledger: Ledger, chain: Chain, *, progress: Callable[[int], None] | None = None, patience: float = 0.0
+    ) -> None:
+        """Prepare; `start` runs.
+
+        Args:
+            progress: told how many blocks were judged so far in a long catch-up.
+            patience: seconds for which everything waits for a block that peers must send.
+        """
+        self._patience = patience
+        self._wanted: dict[bytes, BlockRef] = {}
+        """Blocks that are asked for from peers, aside."""
+        self._missing = False
+        """Whether a batch lacked a cause since that was told last."""
+        self._on_missing: list[Callable[[], None]] = []
         self._ledger = ledger
         self._index = ledger.index
         self._chain = chain
@@ -94,14 +113,22 @@ class Reconciler:
 
     def local_block(self, ref: BlockRef) -> None:
         """Our own writer made this block: nothing needs to be judged but what it stands on."""
-        below = [key for key in ref.parents if not self._known(key)]
+        try:
+            below = [key for key in ref.parents if not self._known(key)]
+            found = {key: below_it for key in below if (below_it := self._chain.find(key))}
+        except VaultError:  # the block exists, whatever the disk says: a later look sorts it out
+            below, found = list(ref.parents), {}
         self._index.overdue.note(below)
         with self._changed:
             self._local = False
             self._hints.pop(ref.key, None)
-            self._hints.update((key, found) for key in below if (found := self._chain.find(key)))
+            self._hints.update(found)
             if self._hints or self._look:
                 self._changed.notify()
+
+    def on_missing(self, callback: Callable[[], None]) -> None:
+        """Call back (quickly) when a batch came whose cause is not here: somebody must be asked for it."""
+        self._on_missing.append(callback)
 
     def look(self) -> None:
         """Ask for a walk from the leaves, now."""
@@ -144,7 +171,7 @@ class Reconciler:
                 self._ledger.forget_current()
                 raise
             self._index.publish_horizon()
-            self._judge_chunk([ref for key in dict.fromkeys(released) if (ref := self._chain.find(key))])
+            self._judge_chunk(released)
         finally:
             self._pass_lock.release()
         return missing
@@ -232,39 +259,80 @@ class Reconciler:
         with self._index.database.read() as connection:
             return self._index.verdict(connection, key) is not None
 
-    def _judge_chunk(self, refs: list[BlockRef]) -> int:
-        """Judge blocks in order, and those that waited for them; one transaction a chunk."""
+    def _judge_chunk(self, blocks: Iterable[BlockRef | bytes]) -> int:
+        """Judge blocks (or those with these keys) in order, then those that waited for them.
+
+        However many those are, only so many are held and judged in one transaction.
+        """
         judged = 0
-        while refs:
-            contents = [(ref, self._read(ref)) for ref in refs]
-            self._index.overdue.note(ref.key for ref, content in contents if content is None)
+        todo = deque(blocks)
+        while todo:
+            contents = list(self._next_of(todo))
             released: list[bytes] = []
             try:
                 with self._index.database.transaction() as connection:
                     for ref, content in contents:
-                        if content is not None:
-                            released += self._judge(connection, ref, content)
-                            judged += 1
+                        released += self._judge(connection, ref, content)
                     self._index.overdue.flush(connection)
                     fault("reconcile.before_commit")
             except BaseException:
                 self._ledger.forget_current()
                 raise
+            judged += len(contents)
             self._index.publish_horizon()
             self.build_on_heads()
-            refs = [found for key in dict.fromkeys(released) if (found := self._chain.find(key))]
+            todo.extend(dict.fromkeys(released))
+            missing, self._missing = self._missing, False
+            for callback in self._on_missing if missing else ():
+                callback()
         return judged
 
+    def _next_of(self, todo: deque[BlockRef | bytes]) -> Iterator[tuple[BlockRef, bytes]]:
+        """Take the next blocks that can be read, with their contents; the others are left for later."""
+        count = size = 0
+        while todo and count < CHUNK and size < CHUNK_BYTES:
+            block = todo.popleft()
+            ref = block if isinstance(block, BlockRef) else self._chain.find(block)
+            content = None if ref is None else self._read(ref)
+            if ref is not None and content is not None:
+                count, size = count + 1, size + len(content)
+                yield ref, content
+
     def _read(self, ref: BlockRef) -> bytes | None:
-        """The block's content; None when it cannot be had now, so that a later look tries again."""
+        """The block's content; None when it is not here, so that a later look tries again."""
         try:
-            return self._chain.read(ref)
+            return self._chain.read(ref, timeout=self._patience)
         except NotYetAvailableError:
+            self._index.overdue.note([ref.key])
+            self._fetch_aside(ref)
             return None
         except UntrustedInputError as e:
             with self._index.database.transaction() as connection:
                 self._index.set_verdict(connection, ref.key, "refused", str(e))
             return None
+
+    def _fetch_aside(self, ref: BlockRef) -> None:
+        """Get a block from peers while the others are judged; then it is hinted at."""
+        with self._changed:
+            first = not self._wanted
+            if len(self._wanted) < HINTS_KEPT:
+                self._wanted[ref.key] = ref
+        if first and self._thread.is_alive():
+            threading.Thread(target=self._fetch, name="log-fetch", daemon=True).start()
+
+    def _fetch(self) -> None:
+        while not self._closing:
+            with self._changed:
+                ref = next(iter(self._wanted.values()), None)
+            if ref is None:
+                return
+            try:
+                self._chain.read(ref)
+                self.hint(ref)
+            except VaultError as e:
+                _log.debug("a block is still missing: %s", e)  # the next look asks again
+            with self._changed:
+                self._wanted.pop(ref.key, None)
 
     def _judge(self, connection: apsw.Connection, ref: BlockRef, content: bytes) -> list[bytes]:
         """Give one block its verdict; return the keys of blocks that waited for it."""
@@ -279,6 +347,7 @@ class Reconciler:
             return []
         if isinstance(verdict, Waiting):
             self._index.park(connection, ref.key, verdict.missing)
+            self._missing = True
             return []
         if isinstance(verdict, Accepted):
             self._index.set_verdict(connection, ref.key, "accepted", None)

@@ -30,6 +30,8 @@ from walytis_vault.domain.membership import Membership
 from walytis_vault.domain.ports import Chain, Verifier
 
 PAGE: Final = 500
+PATIENCE_S: Final = 10.0
+"""How long a check waits for each block that peers must send."""
 TOGETHER: Final = 256
 """Batches in one transaction."""
 
@@ -79,13 +81,13 @@ class SecondLog:
         Raises:
             StorageError, TransportError.
         """
-        return Reconciler(self.ledger, chain, progress=progress).catch_up()
+        return Reconciler(self.ledger, chain, progress=progress, patience=PATIENCE_S).catch_up()
 
     def settle(self, chain: Chain, envelopes: Sequence[bytes]) -> None:
         """Judge batches that have no block, and the blocks that stand on them, until nothing more follows."""
         before, now = -1, self.counts()[0]
         while envelopes and now != before:
-            Reconciler(self.ledger, chain).accept(envelopes)
+            Reconciler(self.ledger, chain, patience=PATIENCE_S).accept(envelopes)
             before, now = now, self.counts()[0]
 
     def take(self, envelopes: Iterable[bytes]) -> Iterator[Judged]:

@@ -151,9 +151,10 @@ class RemoteChain:
         made = self._child.call("append_many", chain=self._id, contents=contents, threads=threads)
         return [self._ref(ref) for ref in made]
 
-    def read(self, ref: BlockRef) -> bytes:
+    def read(self, ref: BlockRef, *, timeout: float = 10.0) -> bytes:
         """See the port."""
-        content: bytes = self._child.call("read", chain=self._id, ref=msgspec.to_builtins(ref, builtin_types=(bytes,)))
+        plain = msgspec.to_builtins(ref, builtin_types=(bytes,))
+        content: bytes = self._child.call("read", chain=self._id, ref=plain, timeout=timeout)
         return content
 
     def leaves(self) -> list[BlockRef]:
@@ -267,8 +268,8 @@ class _Server:
         with ThreadPoolExecutor(threads) as pool:
             return [_plain(ref) for ref in pool.map(self._chains[chain].append, contents)]
 
-    def do_read(self, chain: str, ref: Any) -> bytes:
-        content: bytes = self._chains[chain].read(msgspec.convert(ref, BlockRef))
+    def do_read(self, chain: str, ref: Any, timeout: float) -> bytes:
+        content: bytes = self._chains[chain].read(msgspec.convert(ref, BlockRef), timeout=timeout)
         return content
 
     def do_leaves(self, chain: str) -> Any:

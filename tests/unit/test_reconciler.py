@@ -114,7 +114,7 @@ def test_a_start_with_nothing_missed_reads_no_block(tmp_path: Path, monkeypatch:
     pair.write(30)
     pair.log_a.close()
     log = open_log(tmp_path / "a", pair.chain_a, pair.a, pair.root)
-    monkeypatch.setattr(MemoryChain, "read", lambda *_: pytest.fail("a block was read"))
+    monkeypatch.setattr(MemoryChain, "read", lambda *_, **__: pytest.fail("a block was read"))
     assert log.reconciler.catch_up() == 0
     log.close()
 
@@ -214,10 +214,10 @@ def test_a_block_that_could_not_be_read_is_read_later(tmp_path: Path, monkeypatc
     unread = next(ref for ref in pair.chain_a.blocks() if note(0).content_id in pair.chain_a.read(ref))
     read = type(pair.chain_b).read
 
-    def failing(self: MemoryChain, ref: BlockRef) -> bytes:
+    def failing(self: MemoryChain, ref: BlockRef, **how: float) -> bytes:
         if ref.key == unread.key:
             raise NotYetAvailableError("no peer has it now")
-        return read(self, ref)
+        return read(self, ref, **how)
 
     with monkeypatch.context() as broken:
         broken.setattr(MemoryChain, "read", failing)
