@@ -173,6 +173,8 @@ class Catalogue(View):
             connection.execute(self._unseal, (known.position,))
             connection.execute(self._seal, (known.position, event.descriptor))
             self.query.search.again(event.content_id, Place(order, origin.time_ms, event.padded_length, known.position))
+            if event.revises is not None:
+                self._expect(event.revises)
         else:
             connection.execute(self._contest, (known.position,))
         self.touch(event.content_id, position)

@@ -97,9 +97,11 @@ class History:
         """Something about contents or ballots, often out of place: nobody checked before signing."""
         pick, ids, ballots = self._random.randrange(12), self._contents, self._ballots
         if pick < 4 or not ids:
-            ids.append(self._random.randbytes(16))
+            again = len(ids) > 1 and self._random.random() < 0.2
+            if not again:
+                ids.append(self._random.randbytes(16))
             return ContentPublished(
-                content_id=ids[-1],
+                content_id=self._random.choice(ids) if again else ids[-1],
                 root=self._random.randbytes(32),
                 padded_length=self._random.randrange(1 << 20),
                 header=self._random.randbytes(56),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,23 @@ def test_a_backdated_publication_moves_the_links_of_its_revisions(tmp_path: Path
         first, second = by_id[content(1).hex()], by_id[content(2).hex()]
         assert (first.author, first.padded_size, first.contested, first.revisions) == ("did:b", 77, True, 0)
         assert (second.revises, second.current) == (None, True)
+
+
+def test_a_doubled_id_waits_for_what_its_earlier_publication_revises(tmp_path: Path) -> None:
+    """An author uses an id twice, and only the earlier use revises something: its arrival in any order is the same."""
+    first, again = at(published(1), "did:a", 5), at(published(1, revises=2), "did:a", 3)
+    original, found = at(published(2), "did:a", 2), []
+    for number, order in enumerate(itertools.permutations([first, again, original])):
+        log = MemoryLog()
+        (tmp_path / str(number)).mkdir()
+        with hosting(tmp_path / str(number), log) as host:
+            host.catch_up()
+            for event in order:
+                log.add([event])
+                host.catch_up()
+            row = rows(host, "catalogue", content_id=content(1).hex())[0]
+            found.append((hashes(host)["catalogue"], row.revises, row.current, row.contested))
+    assert set(found) == {(found[0][0], content(2).hex(), True, True)}
 
 
 def test_a_long_chain_of_revisions_stays_quick_to_fold(tmp_path: Path) -> None:
