@@ -105,10 +105,9 @@ class ForgottenList:
     A line that was cut off by a crash, or that nobody with the key wrote, is passed over. Any thread may call.
     """
 
-    def __init__(self, folder: Path, key: bytes, fs: FileSystem) -> None:
-        """Bind to the backup in a folder."""
-        self._path, self._key, self._fs = folder / FORGOTTEN, key, fs
-        self._lock = threading.Lock()
+    def __init__(self, folder: Path, key: bytes, fs: FileSystem, lock: threading.Lock) -> None:
+        """Bind to the backup in a folder; `lock` is one for all that write beside the same backup."""
+        self._path, self._key, self._fs, self._lock = folder / FORGOTTEN, key, fs, lock
 
     def read(self) -> set[bytes]:
         """The ids. Raises StorageError."""
@@ -134,8 +133,8 @@ class ForgottenList:
 
     def keep(self, known: set[bytes]) -> None:
         """Drop those that the backup itself knows to be forgotten. Raises StorageError."""
-        left = sorted(self.read() - known)
         with self._lock:
+            left = sorted(self.read() - known)
             data = b"".join(i.hex().encode() + b" " + self._line_code(i.hex().encode()) + b"\n" for i in left)
             replace_file(self._fs, self._path, data)
 

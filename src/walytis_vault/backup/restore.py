@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -86,7 +87,7 @@ def restore_backup(
     keys = VaultKeys.open(folder / manifest.data / "keys", fs, passphrase)
     key = keys.subkey(m.LABEL)
     m.check_manifest(manifest, key)
-    gone = m.ForgottenList(folder, key, fs).read() | _gone_in(Path(manifest.home), manifest.vault_id)
+    gone = m.ForgottenList(folder, key, fs, threading.Lock()).read() | _gone_in(Path(manifest.home), manifest.vault_id)
 
     home = Home(home_path, fs)
     home.begin_making()

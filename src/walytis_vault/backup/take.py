@@ -56,6 +56,7 @@ class Backup:
         """Opens nothing: kept, so that backups can be told what is forgotten while the vault is locked."""
         self._lock = threading.Lock()
         self._known_lock = threading.Lock()
+        self._forgotten_lock = threading.Lock()
 
     def run(self, folder: Path, passphrase: str | None, *, with_key_file: bool) -> BackupInfo:
         """Take a backup. See `Client.backup`.
@@ -83,7 +84,7 @@ class Backup:
                 fault("backup.after_manifest")
             finally:
                 taking.sweep(m.read_manifest(folder, self._fs))
-            known = m.ForgottenList(folder, key, self._fs)
+            known = self._forgotten_list(folder)
             self._remember(folder)
             # What was forgotten while it was taken stands in the list; what the picture knows need not.
             known.add(self._store.gone_ids() - forgotten)
@@ -100,12 +101,15 @@ class Backup:
             copied=taking.copied,
         )
 
+    def _forgotten_list(self, folder: Path) -> m.ForgottenList:
+        return m.ForgottenList(folder, self._code_key, self._fs, self._forgotten_lock)
+
     def note_forgotten(self, content_ids: list[bytes]) -> None:
         """Tell the backups that can be reached what this node has just forgotten; the others are passed over."""
         for folder in self._known():
             try:
                 if m.read_manifest(folder, self._fs) is not None:
-                    m.ForgottenList(folder, self._code_key, self._fs).add(content_ids)
+                    self._forgotten_list(folder).add(content_ids)
             except VaultError as e:
                 _log.warning("a backup could not be told what was forgotten: %s", e.code)
 
@@ -114,7 +118,7 @@ class Backup:
         for folder in self._known():
             try:
                 if m.read_manifest(folder, self._fs) is not None:
-                    known = m.ForgottenList(folder, self._code_key, self._fs)
+                    known = self._forgotten_list(folder)
                     if left := self._store.gone_ids() - known.read():
                         known.add(left)
             except VaultError as e:
