@@ -218,6 +218,7 @@ class _Check:
             "forks": [{"device": device, "number": number} for device, number in again.index.forks()],
             "members": account.members,
             "contents_total": len(account.contents),
+            "contents_forgotten": sum(1 for c in account.contents if c["forgetting"] == "carried"),
             "contents": account.contents[:LISTED],
             "ballots_total": len(account.ballots),
             "ballots": account.ballots[:LISTED],

@@ -87,13 +87,12 @@ def _show(report: dict[str, Any], *, compared: bool) -> None:
     pairs: list[tuple[str, object]] = [(name, report.get(name, "unknown")) for name in ("vault_id", "root", "digest")]
     if "batches" in report:
         exported = report["exported"]
-        states = [c["forgetting"] for c in report["contents"]]
         pairs += [
             ("exported", f"{moment(exported['time'])} by {exported['member'] or 'nobody who may'}"),
             ("batches", f"{report['batches']}: {report['void_batches']} void, {len(report['forks'])} forks"),
             ("events", report["events"]),
             ("members", sum(1 for m in report["members"] if not m["removed"])),
-            ("contents", f"{report['contents_total']}: {states.count('carried')} forgotten"),
+            ("contents", f"{report['contents_total']}: {report['contents_forgotten']} forgotten"),
             ("ballots", report["ballots_total"]),
         ]
     fields([(name.replace("_id", ""), value) for name, value in pairs])
