@@ -200,8 +200,10 @@ class BallotsView(View):
             yield bytes(ballot_id), hashlib.sha256(settled).digest()
 
     def forget(self, connection: Connection, contents: Sequence[bytes]) -> None:
-        """See `View.forget`: reasons are sealed under the content's key."""
+        """See `View.forget`: a reason is sealed under the key of the first content that its ballot names."""
         super().forget(connection, contents)
         for content_id in contents:
             for ballot_id in self.book.ballots_of(connection, content_id):
-                connection.execute(self._drop_reason, (ballot_id,))
+                raw = one(connection.execute(self._select + " WHERE ballot_id = ?", (ballot_id,)))
+                if raw is not None and self._load(connection, raw)[0].proposal.contents[0] == content_id:
+                    connection.execute(self._drop_reason, (ballot_id,))
