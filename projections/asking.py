@@ -187,9 +187,14 @@ class Asking:
         if isinstance(as_of, int) or (as_of.isascii() and as_of.isdigit()):
             moment = min(paging.count("as_of", as_of), horizon), None
         else:
-            moment = horizon, paging.moment("as_of", as_of)
+            # The pages that follow are those of the same fold, whatever arrived since.
+            upto, cursor = paging.read_dated_cursor(cursor, horizon)
+            moment = upto, paging.moment("as_of", as_of)
         given = {k: v for k, v in (filters or {}).items() if v is not None}
-        return self._past.query(view, moment, limit=limit, cursor=cursor, filters=given)
+        page = self._past.query(view, moment, limit=limit, cursor=cursor, filters=given)
+        if moment[1] is None or page.cursor is None:
+            return page
+        return Page(rows=page.rows, cursor=paging.dated_cursor(moment[0], page.cursor), position=page.position)
 
     def _fold_past(self, view: str, moment: Moment) -> Replay:
         return self.replay(view, until=moment[0], until_ms=moment[1])

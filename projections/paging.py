@@ -51,6 +51,21 @@ def read_cursor(text: object, view: str, sort: str, kinds: tuple[type, ...]) -> 
     return cursor.at
 
 
+def dated_cursor(position: int, cursor: str) -> str:
+    """A cursor of a view of the past, with the position up to which that was folded."""
+    return f"{position}.{cursor}"
+
+
+def read_dated_cursor(text: str | None, position: int) -> tuple[int, str | None]:
+    """Back from `dated_cursor`; without a cursor the position given. Raises MisuseError."""
+    if text is None:
+        return position, None
+    at, dot, cursor = str(text).partition(".")
+    if not dot or not (at.isascii() and at.isdigit() and len(at) <= 18) or int(at) > position:
+        raise MisuseError("not a cursor: pass the one that came with the page before")
+    return int(at), cursor
+
+
 def check_limit(limit: int | None) -> int | None:
     """A page size. Raises MisuseError unless it is None or from 1 to MAX_LIMIT."""
     if limit is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from walytis_vault.domain.errors import MisuseError, StorageError
 from walytis_vault.domain.events import Recorded
 from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.plugins import OWN
+from walytis_vault.projections.replay import Replay
 
 
 def history(length: int) -> list[Recorded]:
@@ -37,6 +39,33 @@ def test_the_past_can_be_asked_page_by_page(tmp_path: Path) -> None:
         for wrong in ("yesterday", "", -1):
             with pytest.raises(MisuseError, match="as_of"):
                 host.query_as_of("catalogue", wrong)
+
+
+def test_pages_of_a_time_are_those_of_one_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While events arrive, also earlier ones, the pages that follow are of what was folded for the first."""
+    log, folds = MemoryLog(), list[int]()
+    log.add([at(founded(), "did:a", 1), *history(6)])
+    replay = ProjectionHost.replay
+
+    def counted(*args: Any, **named: Any) -> Replay:
+        folds.append(1)
+        return replay(*args, **named)
+
+    monkeypatch.setattr(ProjectionHost, "replay", counted)
+    with hosting(tmp_path, log) as host:
+        host.catch_up()
+        moment, found, cursor = "2023-11-14T22:13:26Z", list[Any](), None
+        for number in range(5):
+            page = host.query_as_of("catalogue", moment, limit=1, cursor=cursor, filters={"sort": "order"})
+            found += page.rows
+            cursor = page.cursor
+            log.add([at(published(20 + number), "did:a", 2, salt=number)])
+            host.catch_up()
+        assert ([row.position for row in found], cursor) == ([2, 3, 4, 5, 6], None)
+        assert len(folds) == 1
+        for wrong in ("", "x", "9.", "99999.gA", "1." + str(host.query("catalogue", limit=1).cursor)[:5]):
+            with pytest.raises(MisuseError, match="cursor"):
+                host.query_as_of("catalogue", moment, cursor=wrong)
 
 
 def test_what_is_gone_by_now_is_a_gap_in_the_past(tmp_path: Path) -> None:
