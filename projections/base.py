@@ -32,6 +32,12 @@ TRACKING = Table(
 )
 
 
+AWAY: Final = 0
+HERE: Final = 1
+ERASED: Final = 2
+"""How this node stands to a content: its bytes are not here; they are; it was destroyed here for ever."""
+
+
 class Descriptor(Protocol):
     """An opened descriptor: whatever `Local.unseal` returns has these fields."""
 
@@ -46,7 +52,7 @@ class Descriptor(Protocol):
 
 
 class Local(msgspec.Struct, frozen=True, kw_only=True):
-    """What this node alone knows, asked for when a query runs and never stored. All may be called from any thread."""
+    """What this node alone knows, beside the log. All may be called from any thread. Nothing of it enters a hash."""
 
     unseal: Callable[[bytes, bytes], Descriptor | None] = lambda _content_id, _sealed: None
     """(content id, sealed descriptor) -> descriptor, None when the key is not here."""
@@ -57,12 +63,23 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
     held_by: Callable[[Sequence[bytes]], Mapping[bytes, tuple[str, ...]]] = lambda _content_ids: {}
     """Asks other devices which of some contents they hold now: those that were asked about, with who says yes.
     Takes up to a second or so: for queries, once for each page, outside of transactions."""
+    many: Callable[[Sequence[bytes]], Sequence[int]] | None = None
+    """Answers `kept` for many contents at once; None asks the two above about each."""
+    changed: Callable[[int], tuple[int, Sequence[bytes] | None]] = lambda _mark: (0, None)
+    """(mark, -1 at first) -> the next mark, and the contents whose key or bytes came or went here since; None when that
+    cannot be told: anything may have changed."""
     now_ms: Callable[[], int] = lambda: 0
     """Milliseconds since 1970, for expiry in listings."""
     past: bool = False
     """The view shows an earlier moment: contents may be erased here that the log of then does not yet give up."""
     history: History = BY_DEPTH
     """The exact causes, where the log can tell them. Must say the same on every node."""
+
+    def kept(self, contents: Sequence[bytes]) -> Sequence[int]:
+        """How this node stands to each of these contents: `AWAY`, `HERE` or `ERASED`."""
+        if self.many is not None:
+            return self.many(contents)
+        return [ERASED if self.erased(c) else HERE if self.has_bytes(c) else AWAY for c in contents]
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,7 +34,7 @@ class Catalogue(View):
     """See the module."""
 
     name = "catalogue"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     row: ClassVar[type[msgspec.Struct]] = CatalogueRow
     tables: ClassVar[tuple[Table, ...]] = (ROWS, SEALED, TOGGLES, names.TABLE, *ballot_book.TABLES)
     filters: ClassVar[frozenset[str]] = frozenset(FILTERS)
@@ -62,7 +62,7 @@ class Catalogue(View):
         }
         rows, sealed, toggles = self.t("rows"), self.t("sealed"), self.t("toggles")
         marks = ", ".join("?" * len(ROWS.columns))
-        self._insert = f"INSERT INTO {rows} ({COLUMNS}) VALUES ({marks})"
+        self._insert = f"INSERT INTO {rows} ({COLUMNS}, kept) VALUES ({marks})"
         self._by_id = f"SELECT {COLUMNS} FROM {rows} WHERE content_id = ?"
         self._insert_new = f"{self._insert} ON CONFLICT (content_id) DO NOTHING"
         self._between = f"SELECT position FROM {rows} WHERE position BETWEEN ? AND ?"
@@ -144,7 +144,7 @@ class Catalogue(View):
         )
         if parent is not None and row.head:
             row = self._supersede(connection, row, position)
-        connection.execute(self._insert, self._columns(connection, row))
+        connection.execute(self._insert, (*self._columns(connection, row), *self.local.kept([content_id])))
         if parent is None and event.revises is not None:
             self._expect(event.revises)
         if standing < 2:
@@ -312,7 +312,9 @@ class Catalogue(View):
             return
         new = {position: (event, origin, position) for event, origin, position in self._new.values()}
         self._new = {}
-        connection.executemany(self._insert_new, [self._plain(connection, *found) for found in new.values()])
+        kept = self.local.kept([event.content_id for event, _, _ in new.values()])
+        rows = [(*self._plain(connection, *found), k) for found, k in zip(new.values(), kept, strict=True)]
+        connection.executemany(self._insert_new, rows)
         # The id of one that did not go in was used before.
         span = min(new), max(new)
         there = {int(row[0]) for row in connection.execute(self._between, span)}

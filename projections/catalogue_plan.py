@@ -11,6 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from walytis_vault.projections import paging
+from walytis_vault.projections.base import AWAY, ERASED, HERE
+from walytis_vault.projections.catalogue_rows import EXPIRING, GOING
 from walytis_vault.projections.store import Value
 from walytis_vault.projections.wanted import Wanted
 
@@ -33,15 +35,23 @@ class Condition(msgspec.Struct, frozen=True):
 
     sql: str
     values: tuple[Value, ...] = ()
+    column: str | None = None
+    """The column of whole numbers whose index would answer it, where another index may be the better one."""
+
+    @property
+    def loose(self) -> Condition:
+        """The same, written so that its index is not used."""
+        if self.column is None:
+            return self
+        return Condition(self.sql.replace(f"r.{self.column} ", f"r.{self.column} + 0 "), self.values)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A query taken apart."""
 
-    where: tuple[Condition, ...]
-    """All of them hold."""
     indexed: tuple[Condition, ...]
-    """Those among them, and alternatives, that an index answers without walking the order."""
+    """Conditions that an index answers without walking the order. They and the others all hold."""
+    other: tuple[Condition, ...]
     states: tuple[Condition, ...]
     """Alternatives that exclude each other, each with an index of its own; empty for no condition."""
     wanted: Wanted
@@ -57,6 +67,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """The columns of the order."""
         return ORDER[self.sort.lstrip("-")][0]
 
+    def loosened(self, tight: Condition | None) -> tuple[Condition, ...]:
+        """All that hold, without the alternatives: only the index of `tight` may be used."""
+        return (*(c if c is tight else c.loose for c in self.indexed), *self.other)
+
+    def walked(self) -> Condition | None:
+        """The condition whose index walks in the wanted order, with the fewest rows to leave out."""
+        by_column = {c.column: c for c in self.indexed}
+        kind = self.sort.lstrip("-")
+        if kind == "order" and "author" in by_column and self.state in (None, "all", "available"):
+            return by_column["author"]
+        return by_column.get("kept") or by_column.get({"order": "", "time": "time_ms", "size": "padded"}[kind])
+
     @property
     def down(self) -> bool:
         """Whether the order is a descending one."""
@@ -69,13 +91,11 @@ def make_plan(
     *,
     author: Callable[[str], int],
     now_ms: int,
-    past: bool,
 ) -> Plan:
     """Take a query apart; the names of the filters were checked.
 
     Args:
         author: the number of a DID, one that no row has for a stranger.
-        past: the view shows an earlier moment.
     Raises:
         MisuseError: a bad value or cursor.
     """
@@ -85,7 +105,7 @@ def make_plan(
     if "content_id" in given:
         indexed.append(Condition("r.content_id = ?", (paging.hex_id("content_id", given["content_id"]),)))
     if "author" in given:
-        indexed.append(Condition("r.author = ?", (author(paging.text("author", given["author"])),)))
+        indexed.append(Condition("r.author = ?", (author(paging.text("author", given["author"])),), "author"))
     if "revises" in given:
         original = paging.hex_id("revises", given["revises"])
         indexed.append(Condition("r.original = ? AND r.parent IS NOT NULL", (original,)))
@@ -98,13 +118,15 @@ def make_plan(
     largest = paging.count("max_size", given["max_size"]) if "max_size" in given else None
     indexed += _ranges(given, smallest, largest)
     state = paging.choice("state", given["state"], STATES) if "state" in given else None
-    states = _states(state, now_ms, past)
+    kept, more, alternatives = _states(state, now_ms)
+    indexed += kept
+    other += more
     sort = paging.choice("sort", given.get("sort", "-order"), SORTS)
     at = None if cursor is None else paging.read_cursor(cursor, "catalogue", sort, ORDER[sort.lstrip("-")][1])
     return Plan(
-        where=(*indexed, *other),
         indexed=tuple(indexed),
-        states=states,
+        other=tuple(other),
+        states=alternatives,
         wanted=Wanted(**{n: paging.text(n, given[n]) for n in ("name", "media_type", "label", "text") if n in given}),
         state=state,
         min_size=smallest,
@@ -126,23 +148,33 @@ def _ranges(given: dict[str, Any], smallest: int | None, largest: int | None) ->
         sizes.append(Condition("r.padded >= ?", (smallest,)))
     if largest is not None:
         sizes.append(Condition("r.padded <= ?", (largest + largest // 8 + 4096,)))
-    return [all_of(part) for part in (times, sizes) if part]
+    ranges = ((times, "time_ms"), (sizes, "padded"))
+    return [msgspec.structs.replace(all_of(part), column=column) for part, column in ranges if part]
 
 
-def _states(state: str | None, now_ms: int, past: bool) -> tuple[Condition, ...]:
-    """Narrow down by what the log says; what only this node knows is checked row by row."""
-    # The first halves repeat the conditions of the partial indexes, word by word.
-    carried = Condition("r.forgetting > 0 AND r.forgetting = 2")
-    opened = Condition("r.forgetting > 0 AND r.forgetting = 1")
-    expired = Condition("r.expires_ms IS NOT NULL AND r.expires_ms <= ? AND r.forgetting = 0", (now_ms,))
+def _states(state: str | None, now_ms: int) -> tuple[list[Condition], list[Condition], tuple[Condition, ...]]:
+    """What a state means for the stored rows: conditions with an index and without, alternatives of which one holds.
+
+    The rows of the alternatives are judged once more, by what is true when they are read.
+    """
     lives = "r.forgetting = 0 AND (r.expires_ms IS NULL OR r.expires_ms > ?)"
     if state in ("available", "pending"):
-        return (Condition(f"{lives} AND r.retracted = 0", (now_ms,)),)
+        here = HERE if state == "available" else AWAY
+        return [_kept(here)], [Condition(f"{lives} AND r.retracted = 0", (now_ms,))], ()
+    if state == "forgotten":
+        return [_kept(ERASED)], [], ()
     if state == "retracted":
-        return (Condition(f"r.retracted = 1 AND {lives}", (now_ms,)),)
-    if state == "forgetting" or (state == "forgotten" and not past):
-        return carried, opened, expired
-    return ()
+        return [], [], (Condition(f"r.retracted = 1 AND {lives}", (now_ms,)),)
+    if state == "forgetting":
+        going, expiring = (" AND ".join(f"r.{part}" for part in c.split(" AND ")) for c in (GOING, EXPIRING))
+        expired = Condition(f"{expiring} AND r.expires_ms <= ? AND r.forgetting = 0", (now_ms,))
+        # They repeat the conditions of the partial indexes, word by word.
+        return [], [], (Condition(f"{going} AND r.forgetting = 2"), Condition(f"{going} AND r.forgetting = 1"), expired)
+    return [], [], ()
+
+
+def _kept(kept: int) -> Condition:
+    return Condition(f"r.kept = {kept}", (), "kept")
 
 
 def all_of(conditions: list[Condition] | tuple[Condition, ...]) -> Condition:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from walytis_vault.projections import paging
-from walytis_vault.projections.base import Page, Request
+from walytis_vault.projections.base import ERASED, HERE, Page, Request
 from walytis_vault.projections.catalogue_plan import Condition, Plan, all_of, any_of, make_plan
 from walytis_vault.projections.catalogue_rows import COLUMNS, Stored, stored_row
 from walytis_vault.projections.search import Place, Search
@@ -25,6 +26,8 @@ from walytis_vault.projections.wanted import Opened
 if TYPE_CHECKING:
     from walytis_vault.projections.catalogue import Catalogue
 
+FOLLOWED: Final = ("available", "pending", "forgetting", "forgotten")
+"""States that depend on what is here."""
 State = Literal["available", "pending", "forgetting", "forgotten", "retracted"]
 CHUNK: Final = 256
 """Rows read at once (a count)."""
@@ -74,7 +77,10 @@ class CatalogueQuery:
         self._view = view
         self._local = view.local
         self._rows, self._sealed = view.t("rows"), view.t("sealed")
-        self.search = Search(view.local.unseal)
+        self.search = Search(view.local.unseal, changed=view.local.changed)
+        self._following = threading.Lock()
+        self._mark = -1
+        """Up to which change of this node's contents the rows were brought."""
         self._select = (
             f"SELECT {', '.join('r.' + c for c in COLUMNS.split(', '))}, s.sealed,"
             f" CASE WHEN r.parent IS NULL THEN (SELECT count(*) FROM {self._rows} v"
@@ -86,9 +92,7 @@ class CatalogueQuery:
         """One page. Raises MisuseError."""
         limit = paging.check_limit(request.limit)
         self._view.check_filters(request.filters)
-        plan = make_plan(
-            request.filters, request.cursor, author=self._author, now_ms=self._local.now_ms(), past=self._local.past
-        )
+        plan = make_plan(request.filters, request.cursor, author=self._author, now_ms=self._local.now_ms())
         rows: list[CatalogueRow] = []
         last: list[int | bytes] | None = None
         for stored, row in self._found(plan, CHUNK if limit is None else min(CHUNK, limit + 8)):
@@ -106,75 +110,87 @@ class CatalogueQuery:
             number = self._view.dids.find(connection, did)
         return -1 if number is None else number
 
-    def _selective(self, plan: Plan) -> bool:
-        """Whether so few rows meet an indexed condition that they are better fetched first and sorted after."""
-        if not plan.indexed:
-            return False
+    def _few(self, conditions: Iterable[Condition]) -> Condition | None:
+        """A condition that so few rows meet that they are better fetched first and sorted after."""
         with self._view.view.store.read() as connection:
-            return any(few(connection, f"{self._rows} r", c.sql, c.values) for c in plan.indexed)
+            found = (c for c in conditions if few(connection, f"{self._rows} r", c.sql, c.values))
+            return next(found, None)
 
     def _found(self, plan: Plan, chunk: int) -> Iterator[tuple[Stored, CatalogueRow]]:
         """Rows that fit, in order, after the cursor."""
-        selective = self._selective(plan)
+        if plan.state in FOLLOWED:
+            self._follow()
+        few = self._few(plan.indexed)
         found: Iterator[bytes] | None = None
         if plan.wanted:
             self.search.catch_up(self._more, self._sealed_of)
-            if not selective:
+            if few is None:
                 found = self.search.find(plan.wanted, plan.sort, plan.at)
-        source = self._scan(plan, chunk, selective) if found is None else self._chosen(plan, found, chunk)
-        for stored, sealed, revisions in source:
-            opened = self.search.open(stored.content_id, sealed, _place(stored))
-            if not plan.wanted.matches(opened):
-                continue
-            row = self._row(stored, opened, revisions)
-            if self._fits(plan, row):
-                yield stored, row
+        source = self._scan(plan, chunk, few) if found is None else self._chosen(plan, found, chunk)
+        while some := list(islice(source, chunk)):
+            kept = self._local.kept([stored.content_id for stored, _, _ in some])
+            for (stored, sealed, revisions), here in zip(some, kept, strict=True):
+                state = self._state(stored, here)
+                if not (state == plan.state or plan.state == "all" or (plan.state is None and state != "retracted")):
+                    continue
+                opened = self.search.open(stored.content_id, sealed, _place(stored))
+                if not plan.wanted.matches(opened):
+                    continue
+                row = self._row(stored, state, opened, revisions)
+                if _fits(plan, row):
+                    yield stored, row
+            chunk = min(CHUNK, 2 * chunk)
 
-    def _fits(self, plan: Plan, row: CatalogueRow) -> bool:
-        if plan.state is None:
-            if row.state == "retracted":
-                return False
-        elif plan.state not in ("all", row.state):
-            return False
-        size = row.padded_size if row.size is None else row.size
-        if plan.min_size is not None and size < plan.min_size:
-            return False
-        return plan.max_size is None or size <= plan.max_size
+    def _follow(self) -> None:
+        """Note in the rows what came, went and was erased here since: what the indexes of states go by."""
+        with self._following:
+            mark, changed = self._local.changed(self._mark)
+            if changed is None or changed:
+                with self._view.view.store.transaction() as connection:
+                    sql = f"SELECT content_id, kept FROM {self._rows}"
+                    known = {} if changed else {bytes(c): int(k) for c, k in connection.execute(sql)}
+                    contents = list(changed or known)
+                    now = zip(self._local.kept(contents), contents, strict=True)
+                    differ = [(kept, content_id) for kept, content_id in now if known.get(content_id) != kept]
+                    connection.executemany(f"UPDATE {self._rows} SET kept = ? WHERE content_id = ?", differ)
+            self._mark = mark
 
-    def _scan(self, plan: Plan, chunk: int, selective: bool) -> Iterator[Loaded]:
+    def _scan(self, plan: Plan, chunk: int, few: Condition | None) -> Iterator[Loaded]:
         """Walk in order; the alternatives of the state are walked side by side."""
-        walks = [self._walk(plan, state, chunk, selective) for state in plan.states or (None,)]
+        walks = []
+        for state in plan.states or (None,):
+            tight = few if few is not None or state is None else self._few([state])
+            walks.append(self._walk(plan, state, chunk, tight))
         if len(walks) == 1:
             return walks[0]
         return heapq.merge(*walks, key=lambda f: _at(plan.sort, f[0]), reverse=plan.down)
 
-    def _walk(self, plan: Plan, state: Condition | None, chunk: int, selective: bool) -> Iterator[Loaded]:
+    def _walk(self, plan: Plan, state: Condition | None, chunk: int, few: Condition | None) -> Iterator[Loaded]:
         names, down = plan.columns, " DESC" if plan.down else ""
         order = ", ".join(f"r.{n}{down}" for n in names)
         left, marks = ", ".join(f"r.{n}" for n in names), ", ".join("?" * len(names))
         after, at = f"({left}) {'<' if plan.down else '>'} ({marks})", plan.at
+        # Of few rows, the positions alone are sorted, and the rows of those that are wanted are loaded.
+        keys = order if few is None else ", ".join(f"{unindexed(f'r.{n}')}{down}" for n in names)
+        tight = few if few is not None or state is not None else plan.walked()
         while True:
-            conditions = [*plan.where, *([] if state is None else [state])]
+            conditions = [*plan.loosened(tight), *([] if state is None else [state])]
             if at is not None:
                 conditions.append(Condition(after, at))
             found = all_of(conditions)
             where = f" WHERE {found.sql}" if conditions else ""
-            if selective:  # sorts positions alone, and loads the rows of those that are wanted
-                keys = ", ".join(f"{unindexed(f'r.{n}')}{down}" for n in names)
-                where = f" WHERE r.position IN (SELECT r.position FROM {self._rows} r{where} ORDER BY {keys} LIMIT ?)"
-                sql = f"{self._select}{where} ORDER BY {order}"
-            else:
-                sql = f"{self._select}{where} ORDER BY {order} LIMIT ?"
+            some = f"SELECT r.position FROM {self._rows} r{where} ORDER BY {keys} LIMIT ?"
+            sql = f"{self._select} WHERE r.position IN ({some}) ORDER BY {order}"
             with self._view.view.store.read() as connection:
                 batch = [self._load(connection, raw) for raw in connection.execute(sql, (*found.values, chunk))]
             yield from batch
             if len(batch) < chunk:
                 return
-            at, chunk = tuple(_at(plan.sort, batch[-1][0])), CHUNK
+            at, chunk = tuple(_at(plan.sort, batch[-1][0])), min(CHUNK, 2 * chunk)
 
     def _chosen(self, plan: Plan, found: Iterator[bytes], chunk: int) -> Iterator[Loaded]:
         """Load the rows that the search found, in its order, and leave out those that SQL rules out."""
-        conditions = [*plan.where, *([any_of(plan.states)] if plan.states else [])]
+        conditions = [*plan.loosened(None), *([any_of(plan.states)] if plan.states else [])]
         other = all_of(conditions)
         tail = f" AND {other.sql}" if conditions else ""
         while some := list(islice(found, chunk)):
@@ -202,22 +218,16 @@ class CatalogueQuery:
             row = one(connection.execute(sql, (position,)))
         return None if row is None else bytes(row[0])
 
-    def state_of(self, stored: Stored) -> State:
+    def _state(self, stored: Stored, kept: int) -> State:
         """How a content stands on this node, now."""
-        local, content_id = self._local, stored.content_id
-        expired = stored.expires_ms is not None and stored.expires_ms <= local.now_ms()
-        if stored.forgetting == 2 or expired:
-            return "forgotten" if local.erased(content_id) else "forgetting"
-        if stored.forgetting == 1:
-            return "forgetting"
+        gone = kept == ERASED
+        if stored.forgetting or (stored.expires_ms is not None and stored.expires_ms <= self._local.now_ms()):
+            return "forgotten" if gone else "forgetting"
         if stored.retracted:
             return "retracted"
-        if local.has_bytes(content_id):
-            return "available"
-        return "forgotten" if local.erased(content_id) else "pending"
+        return "forgotten" if gone else "available" if kept == HERE else "pending"
 
-    def _row(self, stored: Stored, opened: Opened | None, revisions: int) -> CatalogueRow:
-        state = self.state_of(stored)
+    def _row(self, stored: Stored, state: State, opened: Opened | None, revisions: int) -> CatalogueRow:
         if state == "forgotten" and opened is not None:
             opened = None  # a key that is gone opens nothing, whatever memory still held
             self.search.forget([stored.content_id])
@@ -249,10 +259,12 @@ class CatalogueQuery:
                 raw = one(connection.execute(f"{self._select} WHERE r.content_id = ?", (key,)))
                 if raw is not None:
                     found.append(self._load(connection, raw))
-        return {
-            stored.content_id: self._row(stored, self.search.open(stored.content_id, sealed, _place(stored)), revisions)
-            for stored, sealed, revisions in found
-        }
+        rows: dict[bytes, msgspec.Struct] = {}
+        kept = self._local.kept([stored.content_id for stored, _, _ in found])
+        for (stored, sealed, revisions), here in zip(found, kept, strict=True):
+            opened = self.search.open(stored.content_id, sealed, _place(stored))
+            rows[stored.content_id] = self._row(stored, self._state(stored, here), opened, revisions)
+        return rows
 
     def digests(self, connection: Connection, low: bytes, high: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """See `View.digests`: everything stored except positions."""
@@ -264,6 +276,12 @@ class CatalogueQuery:
             stored = stored_row(raw, self._view.dids, connection)
             fields = list(msgspec.structs.astuple(stored)[1:])
             yield stored.content_id, hashlib.sha256(msgspec.msgpack.encode(fields)).digest()
+
+
+def _fits(plan: Plan, row: CatalogueRow) -> bool:
+    """Whether the size fits: exactly, where it is known."""
+    size = row.padded_size if row.size is None else row.size
+    return (plan.min_size is None or size >= plan.min_size) and (plan.max_size is None or size <= plan.max_size)
 
 
 def _at(sort: str, stored: Stored) -> list[Any]:

@@ -12,6 +12,9 @@ from walytis_vault.projections.names import Dids
 from walytis_vault.projections.paging import order_from
 from walytis_vault.projections.store import Connection, Table
 
+GOING: Final = "forgetting > 0 AND kept + 0 < 2"
+EXPIRING: Final = "expires_ms IS NOT NULL AND kept + 0 < 2"
+"""Asked about, or with an expiry, and not erased here yet: few as a rule. `+ 0` keeps other indexes out of this."""
 ROWS: Final = Table(
     name="rows",
     columns={
@@ -33,17 +36,27 @@ ROWS: Final = Table(
         "head": "integer",
         "conflict": "integer",
         "contested": "integer",
+        "kept": "integer",
     },
     primary_key=("position",),
     unique=(("content_id",),),
-    indexes=(("ord",), ("author", "ord"), ("time_ms", "position"), ("padded", "position")),
+    # `time_ms` stands beside `ord` so that looking for a time while walking in order need not load each row.
+    indexes=(
+        *(("ord", "time_ms"), ("time_ms", "position"), ("padded", "position"), ("author", "ord", "time_ms")),
+        *(("kept", "ord", "time_ms"), ("kept", "time_ms", "position"), ("kept", "padded", "position")),
+    ),
     partial=(
         (("revises",), "revises IS NOT NULL"),
         (("original", "ord"), "parent IS NOT NULL"),
-        (("forgetting", "ord"), "forgetting > 0"),
+        (("forgetting", "ord"), GOING),
+        (("forgetting", "time_ms", "position"), GOING),
+        (("forgetting", "padded", "position"), GOING),
         (("ord",), "retracted = 1"),
-        (("ord",), "expires_ms IS NOT NULL"),
+        (("expires_ms",), EXPIRING),
         (("ord",), "conflict = 1"),
+        (("ord",), "head = 0"),
+        (("time_ms", "position"), "head = 0"),
+        (("padded", "position"), "head = 0"),
     ),
 )
 SEALED: Final = Table(name="sealed", columns={"position": "integer", "sealed": "blob"}, primary_key=("position",))
@@ -53,8 +66,8 @@ TOGGLES: Final = Table(
     primary_key=("content_id", "member"),
     clustered=True,
 )
-COLUMNS: Final = ", ".join(ROWS.columns)
-"""The columns of a stored row, in the order of `Stored`."""
+COLUMNS: Final = ", ".join(column for column in ROWS.columns if column != "kept")
+"""The columns of a stored row, in the order of `Stored`: what follows from the log. `kept` is this node's own."""
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):

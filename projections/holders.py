@@ -32,7 +32,7 @@ ROWS: Final = Table(
         "position": "integer",
     },
     primary_key=("content_id", "device"),
-    partial=((("device", "content_id"), "erased IS NOT NULL"),),
+    partial=((("device", "content_id"), "erased IS NOT NULL"), (("content_id", "device"), "erased IS NOT NULL")),
     clustered=True,
 )
 COLUMNS: Final = ", ".join(ROWS.columns)
@@ -58,7 +58,7 @@ class Holders(View):
     """See the module."""
 
     name = "holders"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     row: ClassVar[type[msgspec.Struct]] = HolderRow
     tables: ClassVar[tuple[Table, ...]] = (ROWS, names.TABLE)
     filters: ClassVar[frozenset[str]] = frozenset({"content_id", "device", "state"})

@@ -23,12 +23,11 @@ STRIDE: Final = 128
 """Contents looked at in the first go while walking (a count); each go looks at twice as many as the one before."""
 LONGEST: Final = 4096
 """Contents looked at in one go at most (a count): the lock is held for it."""
-RETRIES: Final = 1000
-"""Contents without a key here that one query tries again (a count)."""
 _TOP: Final = b"\xff" * 17
 """Beyond every content id."""
 
 Unseal = Callable[[bytes, bytes], Descriptor | None]
+Changed = Callable[[int], tuple[int, Sequence[bytes] | None]]
 
 
 class Place(NamedTuple):
@@ -56,8 +55,11 @@ _KEYS: Final[dict[str, Callable[[Place, bytes], tuple[Any, ...]]]] = {
 class Search:
     """The opened descriptors of one catalogue. Threads may share it."""
 
-    def __init__(self, unseal: Unseal, capacity: int = CAPACITY) -> None:
+    def __init__(self, unseal: Unseal, capacity: int = CAPACITY, changed: Changed = lambda _mark: (0, None)) -> None:
+        """`changed` tells which keys came (see `Local.changed`)."""
         self._unseal = unseal
+        self._changed = changed
+        self._mark = -1
         self._capacity = capacity
         self._lock = threading.Lock()
         """Held briefly, for changes of the indexes."""
@@ -76,7 +78,9 @@ class Search:
         self._grams: Grams | None = None
         """Made when a text is first searched."""
         self._closed: dict[bytes, Place] = {}
-        """Contents whose key was not here, tried again by later queries."""
+        """Contents whose key was not here, tried again when it came."""
+        self._again: set[bytes] = set()
+        """Those among them that have another descriptor now."""
         self.seen = 0
         """Position up to which contents were looked at."""
         self.full = False
@@ -150,6 +154,7 @@ class Search:
         self.forget([content_id])
         with self._lock:
             self._closed[content_id] = place
+            self._again.add(content_id)
 
     def clear(self) -> None:
         """Drop everything: the vault was locked, and `unseal` raises until it is open again."""
@@ -157,6 +162,7 @@ class Search:
             self._forgets += 1
             for known in (self._docs, self._numbered, self._labels, self._media, self._names, self._closed):
                 known.clear()
+            self._again.clear()
             self._orders.clear()
             self._grams = None
             self.seen, self.full = 0, False
@@ -166,21 +172,25 @@ class Search:
         more: Callable[[int], Iterable[tuple[Place, bytes, bytes]]],
         sealed_of: Callable[[int], bytes | None],
     ) -> None:
-        """Open what was published since, and try again what could not be opened.
+        """Open what was published since, and whatever got its key since.
 
         Args:
             more: position -> the next (place, content id, sealed), empty at the end.
             sealed_of: position -> sealed descriptor.
         """
         with self._catching:
+            mark, changed = self._changed(self._mark)
             with self._lock:
-                waiting = list(self._closed.items())[:RETRIES]
+                due = list(self._closed) if changed is None else {*changed, *self._again} & self._closed.keys()
+                waiting = [(content_id, self._closed[content_id]) for content_id in due]
+                self._again.clear()
             for content_id, place in waiting:
                 sealed = sealed_of(place.position)
                 still_closed = sealed is not None and self.open(content_id, sealed, place) is None
-                self._closed.pop(content_id, None)
-                if still_closed:
-                    self._closed[content_id] = place  # to the back of the queue
+                with self._lock:
+                    if not still_closed and self._closed.get(content_id) is place:
+                        del self._closed[content_id]
+            self._mark = mark
             while not self.full:
                 batch = list(more(self.seen))
                 if not batch:

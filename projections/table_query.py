@@ -21,6 +21,8 @@ class Condition:
         self.params: list[Value] = []
         self.selective = False
         """Fetch what fits and sort it, rather than walk in order and look for what fits."""
+        self.table: str | None = None
+        """Find the positions in this table first, and load the rows of those that are wanted alone."""
 
     def add(self, sql: str, *values: Value) -> None:
         """Add one condition and the values for its `?`."""
@@ -84,8 +86,11 @@ def _rows(
             parts.append(f"ord {'<' if down else '>'} ?")
             params.append(at)
         where = f" WHERE {' AND '.join(parts)}" if parts else ""
-        key = unindexed("ord") if condition.selective else "ord"
-        sql = f"{select}{where} ORDER BY {key}{' DESC' if down else ''} LIMIT {chunk}"
+        key, way = unindexed("ord") if condition.selective else "ord", " DESC" if down else ""
+        sql = f"{select}{where} ORDER BY {key}{way} LIMIT {chunk}"
+        if condition.table is not None:
+            some = f"SELECT position FROM {condition.table}{where} ORDER BY {key}{way} LIMIT {chunk}"
+            sql = f"{select} WHERE position IN ({some}) ORDER BY ord{way}"
         with view.view.store.read() as connection:
             batch = [(bytes(raw[0]), build(connection, raw)) for raw in connection.execute(sql, params)]
         yield from batch

@@ -33,8 +33,9 @@ ROWS: Final = Table(
         "revises": "blob",
     },
     primary_key=("position",),
-    unique=(("ord",),),
-    indexes=(("author", "ord"), ("type", "ord"), ("time_ms",)),
+    # An event has one time; beside `ord` it spares loading rows where a time is looked for in order.
+    unique=(("ord", "time_ms"),),
+    indexes=(("author", "ord", "time_ms"), ("type", "ord", "time_ms"), ("time_ms",)),
 )
 ABOUT: Final = Table(
     name="about",
@@ -80,7 +81,7 @@ class Timeline(View):
     """See the module."""
 
     name = "timeline"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     row: ClassVar[type[msgspec.Struct]] = TimelineRow
     tables: ClassVar[tuple[Table, ...]] = (ROWS, ABOUT, names.TABLE)
     filters: ClassVar[frozenset[str]] = frozenset(
@@ -149,11 +150,13 @@ class Timeline(View):
             times.add("time_ms >= ?", paging.moment("since", given["since"]))
         if "until" in given:
             times.add("time_ms < ?", paging.moment("until", given["until"]))
-        condition.parts += times.parts
-        condition.params += times.params
         if times.parts:
+            condition.table = self.t("rows")
             with self._view.store.read() as connection:
-                condition.selective = few(connection, self.t("rows"), " AND ".join(times.parts), times.params)
+                condition.selective = few(connection, condition.table, " AND ".join(times.parts), times.params)
+        # Walking in order, the index of times must not be taken: it gives another order.
+        condition.parts += [p if condition.selective else p.replace("time_ms", "time_ms + 0") for p in times.parts]
+        condition.params += times.params
         return page_by_order(self, request, select=self._select, condition=condition, build=self._row)
 
     def _row(self, connection: Connection, raw: Sequence[Any]) -> TimelineRow:

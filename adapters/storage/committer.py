@@ -213,6 +213,7 @@ class GroupCommitter:
                 state.note(syncing.exception() or e)
             self._take_back(list(slots.values()), list(ranges.values()))
             raise
+        state.index.presence.note([a.content_id for a, _ in accepted])
         state.packs.now_live(ranges.values())
         for arrival, _ in accepted:
             arrival.stored = True

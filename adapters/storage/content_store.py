@@ -69,6 +69,7 @@ class DiskContentStore(SealedTexts, Pictures):
         self._ballast = ballast
         self._forgetting = Forgetting(state, ballast)
         self._committer = GroupCommitter(state, self._forgetting.forget)
+        self.presence = state.index.presence
 
     @classmethod
     def open(

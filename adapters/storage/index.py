@@ -16,6 +16,7 @@ import msgspec
 
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.storage.packs import PackRange
+from walytis_vault.adapters.storage.presence import Presence
 from walytis_vault.domain.errors import ConflictError, StorageError
 from walytis_vault.domain.ids import ContentId, Root
 
@@ -68,6 +69,7 @@ class StoreIndex:
     def __init__(self, path: Path, vault_id: str) -> None:
         """Open or create it. Raises StorageError; ConflictError when it belongs to another vault."""
         self.database = Database(path)
+        self.presence = Presence(self.database)
         with self.database.transaction() as connection:
             connection.execute(_SCHEMA)
             known = dict(connection.execute("SELECT name, value FROM meta"))
@@ -151,8 +153,10 @@ class StoreIndex:
     def lose_bytes(self, content_ids: Iterable[ContentId]) -> None:
         """Record that the ciphertext of these is not here; their keys stay."""
         sql = "UPDATE contents SET place = 0, pack = NULL, offset = NULL WHERE content_id = ?"
+        lost = list(content_ids)
         with self.database.transaction() as connection:
-            connection.executemany(sql, [(i,) for i in content_ids])
+            connection.executemany(sql, [(i,) for i in lost])
+        self.presence.note(lost)
 
     def begin_drop(self, content_id: ContentId) -> None:
         """From this commit on the bytes count as not here, and nobody fetches them unasked."""
@@ -160,6 +164,7 @@ class StoreIndex:
             connection.execute("UPDATE contents SET place = 0 WHERE content_id = ?", (content_id,))
             connection.execute("DELETE FROM partials WHERE content_id = ?", (content_id,))
             connection.execute("INSERT OR IGNORE INTO dropped VALUES (?)", (content_id,))
+        self.presence.note([content_id])
 
     def half_dropped(self) -> list[Row]:
         """Contents whose bytes count as not here, but whose place in a pack is not overwritten yet."""
@@ -227,8 +232,10 @@ class StoreIndex:
 
     def mark_forgetting(self, content_ids: Iterable[ContentId]) -> None:
         """Step 1 of forgetting: from this commit on the contents are gone for readers."""
+        ids = list(content_ids)
         with self.database.transaction() as connection:
-            connection.executemany("INSERT OR IGNORE INTO forgetting VALUES (?)", [(i,) for i in content_ids])
+            connection.executemany("INSERT OR IGNORE INTO forgetting VALUES (?)", [(i,) for i in ids])
+        self.presence.note(ids)
 
     def gone_ids(self) -> set[bytes]:
         """Every content whose forgetting has begun or is done."""
@@ -256,6 +263,7 @@ class StoreIndex:
         with self.database.transaction() as connection:
             connection.executemany("INSERT OR IGNORE INTO forgotten VALUES (?)", ids)
             connection.executemany("DELETE FROM forgetting WHERE content_id = ?", ids)
+        self.presence.note([i for (i,) in ids])
 
     def counts(self) -> tuple[int, int, int, int]:
         """Contents with bytes, bytes of blobs, keys, tombstones."""

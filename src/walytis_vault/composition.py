@@ -147,6 +147,8 @@ def _open(
         erased=lambda content_id: store.erased(ContentId(content_id)),
         # Nobody queries before the bus is open, and it is opened after the hub.
         held_by=lambda contents: hub.who_holds(contents),  # noqa: PLW0108
+        many=store.presence.kept,
+        changed=store.presence.changed,
         now_ms=clock.wall_ms,
         history=log.recorder.history,
     )

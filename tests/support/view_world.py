@@ -150,17 +150,30 @@ class Vault:
         self.now = 0
         self.opened = 0
         """How often a descriptor was opened."""
+        self.changes: list[bytes] = []
+        """Contents whose key or bytes came or went, in order; told when `follows`."""
+        self.follows = False
 
     def has(self, number: int, name: str, *, media_type: str = "text/plain", labels: Iterable[str] = ()) -> None:
         """Put a content's key and bytes here."""
         self.keys[content(number)] = Opened(name, media_type, tuple(labels), 900 + number)
         self.bytes.add(content(number))
+        self.changes.append(content(number))
+
+    def drop(self, number: int) -> None:
+        """Let go of the bytes."""
+        self.bytes.discard(content(number))
+        self.changes.append(content(number))
 
     def erase(self, number: int) -> None:
         """Destroy them."""
         self.keys.pop(content(number), None)
         self.bytes.discard(content(number))
         self.gone.add(content(number))
+        self.changes.append(content(number))
+
+    def _changed(self, mark: int) -> tuple[int, Sequence[bytes] | None]:
+        return len(self.changes), self.changes[mark:] if self.follows and mark >= 0 else None
 
     def _held_by(self, contents: Sequence[bytes]) -> dict[bytes, tuple[str, ...]]:
         if self.elsewhere is None:
@@ -181,6 +194,7 @@ class Vault:
             erased=lambda content_id: content_id in self.gone,
             held_by=self._held_by,
             now_ms=lambda: self.now,
+            changed=self._changed,
         )
 
 

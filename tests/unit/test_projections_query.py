@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,50 @@ def test_states_follow_what_this_node_has(world: World) -> None:
     assert 4 not in world.numbers(state="available")
 
 
+@pytest.mark.parametrize("follows", [True, False])
+def test_states_agree_with_what_each_row_says(tmp_path: Path, *, follows: bool) -> None:
+    """Whatever comes, goes and is erased here, before or after it is known: every state lists the rows that say so."""
+    rng, log, vault = random.Random(8), MemoryLog(), Vault()
+    vault.follows, seen = follows, set[str]()
+    log.add([at(founded(), "did:a", 1)])
+    with hosting(tmp_path, log, vault=vault) as host:
+        for number in range(60):
+            expires = 5_000 + number if number % 9 == 0 else None
+            log.add([at(published(number, expires_ms=expires, size=rng.randrange(9000)), "did:a", 2 + number)])
+            old = rng.randrange(number + 1)
+            event = rng.choice([ev.ContentRetracted(content_id=content(old)), proposed(number, [old], ["did:a"]), None])
+            if event is not None:
+                log.add([at(event, "did:a", 100 + number)])
+            if rng.random() < 0.2:
+                log.add([at(proposed(number, [old], ["did:a", "did:b"]), "did:a", 100 + number, salt=1)])
+            for _ in range(3):
+                act = rng.choice([lambda n: vault.has(n, f"name {n}"), vault.drop, vault.erase])
+                if (chosen := rng.randrange(number + 3)) not in {n for n in range(70) if content(n) in vault.gone}:
+                    act(chosen)
+            vault.now += 100
+            host.catch_up()
+            if number % 20 == 7:
+                host.rebuild("catalogue")
+            for sort in ("-order", "size", "-time"):
+                rows: list[Any] = list(host.query("catalogue", filters={"state": "all", "sort": sort}).rows)
+                seen |= {row.state for row in rows}
+                for state in ("available", "pending", "forgetting", "forgotten", "retracted"):
+                    asked = {"state": state, "sort": sort} | ({"author": "did:a"} if number % 2 else {})
+                    found: list[Any] = list(host.query("catalogue", filters=asked).rows)
+                    assert found == [row for row in rows if row.state == state], asked
+    assert len(seen) == 5
+
+
+def test_a_state_that_nothing_is_in_costs_no_look_at_the_others(world: World) -> None:
+    """No descriptor is opened for rows that another state rules out."""
+    world.vault.follows = True
+    for number in range(1, 40, 2):
+        world.vault.has(number, "now here")
+    world.vault.opened = 0
+    assert world.numbers(state="pending") == world.numbers(state="forgotten", sort="size") == []
+    assert world.vault.opened == 0
+
+
 def test_retracted_contents_are_hidden_unless_asked_for(world: World) -> None:
     """They stay readable in `state=retracted` and `state=all`, and come back when restored."""
     world.add(at(ev.ContentRetracted(content_id=content(2)), "did:a", 60))
@@ -199,6 +244,21 @@ def test_ballots_can_be_filtered(world: World) -> None:
     assert world.rows("ballots", proposer="did:b")[0].reason is None  # the first content's key is not here
     world.add(at(proposed(3, [6], ["did:a", "did:b"]), "did:b", 62))
     assert world.rows("ballots", proposer="did:b")[0].reason == "because"
+
+
+def test_a_reason_goes_with_the_content_that_it_is_sealed_under(world: World) -> None:
+    """Not when another content of the ballot is erased; and a rebuild changes nothing about it."""
+    world.add(
+        at(proposed(1, [4, 6], ["did:a", "did:b"]), "did:a", 60),
+        at(proposed(2, [6, 4], ["did:a", "did:b"]), "did:a", 61),
+        at(ev.ForgettingRefused(ballot_id=ballot(1)), "did:b", 62),
+        at(ev.ForgettingRefused(ballot_id=ballot(2)), "did:b", 63),
+    )
+    world.vault.erase(6)
+    world.host.forget([content(6)])
+    for _ in range(2):
+        assert [r.reason for r in world.rows("ballots", sort="order")] == ["because", None]
+        world.host.rebuild("ballots")
 
 
 def test_the_timeline_lists_every_event(world: World) -> None:

@@ -166,6 +166,26 @@ def test_a_doubled_id_is_found_by_the_name_that_counts(tmp_path: Path) -> None:
         assert row.author == "did:b"  # type: ignore[attr-defined]
 
 
+def test_every_key_that_arrived_is_tried_and_no_other(tmp_path: Path) -> None:
+    """After a first search of contents that were not here, the next one finds all that came, however many."""
+    count, log, vault = 2500, MemoryLog(), Vault()
+    log.add([at(founded(), "did:a", 1), *(at(published(n), "did:a", n + 2) for n in range(count))])
+    for vault.follows in (True, False):
+        vault.keys.clear()
+        (folder := tmp_path / str(vault.follows)).mkdir()
+        with hosting(folder, log, vault=vault) as host:
+            host.catch_up()
+            assert not host.query("catalogue", filters={"text": "late"}).rows
+            for number in range(0, count, 2):
+                vault.has(number, "late name")
+            vault.opened = 0
+            assert len(host.query("catalogue", limit=None, filters={"text": "late"}).rows) == count // 2
+            assert vault.opened == (count // 2 if vault.follows else count)
+            vault.opened = 0
+            assert host.query("catalogue", filters={"text": "late"}).rows
+            assert vault.opened == (0 if vault.follows else count // 2)
+
+
 def test_grams_tell_candidates_and_let_go() -> None:
     """Words of any length are found by parts; a text that is removed leaves no entry."""
     index = Grams()
