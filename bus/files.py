@@ -1,7 +1,8 @@
 """Local files as source and target of contents, with errors of ours and nothing half-done left behind.
 
 A source that changes its size while it is read is refused. A target appears under its name only when it is
-complete and durable.
+complete and durable; before that it has no name at all where the system can (Linux, most file systems), so that
+nothing is left when the program is killed. Elsewhere it is called `.NAME.….part`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from walytis_vault.domain.errors import MisuseError, StorageError, StorageFullEr
 
 READ_BYTES = 1 << 20
 _ADVISE = 8 << 20
+_UNNAMED: int = getattr(os, "O_TMPFILE", 0)
 
 
 class Source:
@@ -147,9 +149,13 @@ class Target:
                 self._path = None
                 self._own = True
                 return
-            self._temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
-            self._file = _guard_open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             self._own = True
+            unnamed = _open_unnamed(path.parent)
+            if unnamed is not None:
+                self._file = unnamed
+            else:
+                self._temporary = _part(path)
+                self._file = _guard_open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         elif callable(getattr(to, "write", None)) and not isinstance(to, io.TextIOBase):
             self._file = to  # type: ignore[assignment]
             self._own = False
@@ -165,7 +171,7 @@ class Target:
                 if wrote is None or wrote >= len(data):
                     break
                 data = data[wrote:]
-            if self._temporary is not None and self._written - self._advised >= _ADVISE:
+            if self._path is not None and self._written - self._advised >= _ADVISE:
                 # Has the kernel begin to write to disk, so that the fsync at the end has little left to wait for.
                 os.posix_fadvise(self._file.fileno(), self._advised, _ADVISE, os.POSIX_FADV_DONTNEED)
                 self._advised += _ADVISE
@@ -178,20 +184,26 @@ class Target:
             self._file.flush()
             if not self._own:
                 return
-            if self._path is None or self._temporary is None:
-                self._file.close()
-                return
-            os.fsync(self._file.fileno())
+            if self._path is not None:
+                os.fsync(self._file.fileno())
+                self._appear(self._path)
             self._file.close()
-            os.replace(self._temporary, self._path)
-            self._temporary = None
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
         except (OSError, ValueError) as e:
             raise _storage_error("cannot write the content", e) from e
+
+    def _appear(self, path: Path) -> None:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if self._temporary is None and not _link(self._file, folder, path.name):
+                # Nothing replaces a file by one without a name. For a moment it has one, and is complete.
+                self._temporary = _part(path)
+                _link(self._file, folder, self._temporary.name)
+            if self._temporary is not None:
+                os.replace(self._temporary, path)
+                self._temporary = None
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def discard(self) -> None:
         """Leave nothing behind. Idempotent; does nothing after `finish`."""
@@ -200,6 +212,38 @@ class Target:
                 self._file.close()
             if self._temporary is not None:
                 self._temporary.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
+
+
+def _open_unnamed(folder: Path) -> BinaryIO | None:
+    """A file that vanishes with its descriptor unless it is linked; None where that cannot be."""
+    if not _UNNAMED:
+        return None
+    try:
+        fd = os.open(folder, _UNNAMED | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return None  # whatever it is, opening a file with a name tells
+    if not os.path.exists(_by_descriptor(fd)):
+        os.close(fd)
+        return None
+    return os.fdopen(fd, "wb", buffering=0)
+
+
+def _by_descriptor(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _link(file: BinaryIO, folder: int, name: str) -> bool:
+    """Give it a name in a folder; False when that is taken."""
+    try:
+        # With a descriptor of the folder Python follows the link in /proc, which is what makes this work.
+        os.link(_by_descriptor(file.fileno()), name, dst_dir_fd=folder)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _guard_open(path: Path, flags: int) -> BinaryIO:

@@ -6,6 +6,9 @@ import contextlib
 import datetime as dt
 import os
 import secrets
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -120,6 +123,25 @@ def test_forgotten_with_everything_that_was_under_way(scene: Scene) -> None:
         assert client.audit(read_data=True)["ok"]
         assert scene.scan() == []
     assert scene.scan() == []
+
+
+def test_a_client_that_is_killed_while_it_downloads_leaves_nothing(scene: Scene) -> None:
+    """Nothing of the content is in its folder, nor anywhere, once it is forgotten."""
+    with Node.create(scene.home), Client(scene.home) as client:
+        originals = scene.plant(client)
+        scene.positive_control()
+        download = (
+            "import os, signal, sys; from pathlib import Path; from walytis_vault import Client\n"
+            "kill = lambda done, total: done > 300_000 and os.kill(os.getpid(), signal.SIGKILL)\n"
+            "Client(sys.argv[1]).request(sys.argv[2], to=Path('download'), progress=kill)\n"
+        )
+        killed = subprocess.run(
+            [sys.executable, "-c", download, str(scene.home), originals[1]], timeout=60, check=False
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert client.forget(*originals).state == "carried"
+        assert scene.scan() == []
+        assert os.listdir(scene.folder / "cwd") == []
 
 
 def test_expired_contents_leave_nothing(scene: Scene) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zmq.utils import z85
 
+from walytis_vault.bus import files
 from walytis_vault.bus.endpoint import Address, EndpointRecord, read_record, write_record
 from walytis_vault.bus.files import Source, Target
 from walytis_vault.bus.pool import FairPool
@@ -155,21 +157,34 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
             Source(path)
 
 
-def test_a_target_appears_only_when_it_is_complete(tmp_path: Path) -> None:
-    """Until finish the old file stands; discard leaves nothing else."""
+@pytest.mark.parametrize("unnamed", [True, False], ids=["without a name", "with a name"])
+@pytest.mark.parametrize("old", [b"old", None], ids=["in place of another", "new"])
+def test_a_target_appears_only_when_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool, old: bytes | None
+) -> None:
+    """Until finish the old file stands, and what comes has no name where that can be; discard leaves nothing."""
+    if not unnamed:
+        monkeypatch.setattr(files, "_UNNAMED", 0)
     path = tmp_path / "t"
-    path.write_bytes(b"old")
-    target = Target(path)
-    target.write(memoryview(b"new"))
-    target.discard()
-    assert path.read_bytes() == b"old"
-    target = Target(path)
-    target.write(memoryview(b"new"))
-    assert path.read_bytes() == b"old"
-    target.finish()
-    target.discard()
+    before = set()
+    if old is not None:
+        path.write_bytes(old)
+        before = {"t"}
+    umask = os.umask(0o027)
+    try:
+        for finish in (False, True):
+            target = Target(path)
+            target.write(memoryview(b"new"))
+            assert {p.name for p in tmp_path.iterdir()} == before or not unnamed
+            assert (path.read_bytes() if path.exists() else None) == old
+            if finish:
+                target.finish()
+            target.discard()
+            assert {p.name for p in tmp_path.iterdir()} == (before | {"t"} if finish else before)
+    finally:
+        os.umask(umask)
     assert path.read_bytes() == b"new"
-    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_sources_from_the_middle_of_a_file() -> None:
