@@ -102,7 +102,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     retracted: bool
     forgetting: Forgetting
     expires_ms: int | None
-    """The earliest expiry of the content and of what it revises."""
+    """As published with it: a revision of what expires is published with that expiry, or an earlier one."""
     head: bool
     """Whether it is a current version: hidden and forgotten versions never are."""
     conflict: bool
@@ -122,7 +122,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 def judge(family: Sequence[Node], history: History = BY_DEPTH) -> dict[bytes, Verdict]:
     """Decide a whole family: an original and everything that revises it, directly or not.
 
-    Hiding, forgetting and expiry pass from a content to whatever revises it.
+    Hiding and forgetting pass from a content to whatever revises it. Expiry does not: it would come true later that
+    something expires, without anybody's consent, when its author makes known what it revises.
     """
     nodes = {n.publication.content_id: n for n in family}
     found: dict[bytes, Verdict] = {}
@@ -130,18 +131,16 @@ def judge(family: Sequence[Node], history: History = BY_DEPTH) -> dict[bytes, Ve
     for node in sorted(family, key=lambda n: n.publication.order):
         me = node.publication
         above = found.get(node.parent) if node.parent is not None and node.parent in nodes else None
-        retracted, forgetting, expires = node.retracted, node.forgetting, me.expires_ms
+        retracted, forgetting = node.retracted, node.forgetting
         if above is not None:
             retracted = retracted or above.retracted
             forgetting = _stronger(forgetting, above.forgetting)
-            if above.expires_ms is not None:
-                expires = above.expires_ms if expires is None else min(expires, above.expires_ms)
         found[me.content_id] = Verdict(
             content_id=me.content_id,
             original=me.content_id if above is None else above.original,
             retracted=retracted,
             forgetting=forgetting,
-            expires_ms=expires,
+            expires_ms=me.expires_ms,
             head=False,
             conflict=False,
         )
@@ -204,7 +203,7 @@ class Contents:
             for content in ballot.carried:
                 standing[content] = "carried"
             if ballot.state == "open":
-                for content in ballot.proposal.contents:
+                for content in ballot.proposal.known:
                     standing.setdefault(content, "open")
         for content_id, known in self.publications.items():
             toggle = self.toggles.get(content_id, {}).get(known.author)

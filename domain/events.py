@@ -51,6 +51,8 @@ class DeviceKeys(msgspec.Struct, frozen=True, kw_only=True):
     """CURVE25519 key with which the device answers at the peer door."""
     peer_id: Annotated[str, Meta(max_length=128)]
     """libp2p peer id: where to open a tunnel to."""
+    proof: Annotated[bytes, Meta(max_length=LIMITS.proof)] = b""
+    """Signature of these keys over all of it and the vault's id (`claims.prove_possession`)."""
 
 
 ANY_MEMBER: Final = "any-member"
@@ -139,6 +141,9 @@ class ContentPublished(Event, frozen=True, kw_only=True):
 
     TOPIC = "content-published/1"
     content_id: Id16
+    """Follows from author, nonce, `revises` and `expires_ms` (`claims.content_id_of`)."""
+    nonce: Id16
+    """Random."""
     root: Digest
     padded_length: Counter
     """Plaintext length after Padmé padding."""
@@ -181,6 +186,9 @@ class ForgettingProposed(Event, frozen=True, kw_only=True):
 
     TOPIC = "forgetting-proposed/1"
     ballot_id: Id16
+    """Follows from proposer, nonce, contents and electorate (`claims.ballot_id_of`)."""
+    nonce: Id16
+    """Random."""
     contents: Annotated[tuple[Id16, ...], Meta(min_length=1, max_length=LIMITS.ballot_contents)]
     electorate: Annotated[tuple[DidText, ...], Meta(min_length=1, max_length=LIMITS.members)]
     """The members whose consent is needed, frozen now, sorted."""

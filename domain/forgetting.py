@@ -17,8 +17,6 @@ from walytis_vault.domain.errors import ConflictError, PermissionRefusedError, U
 Order = tuple[int, bytes, int]
 """Causal depth, batch id, index: the order that is the same on every node (`Origin.order`)."""
 BallotState = Literal["open", "carried", "refused", "withdrawn"]
-PROPOSALS_KEPT: Final = 8
-"""Proposals remembered under one ballot id (a count): honest members make one, the smallest orders stay."""
 
 
 class History(Protocol):
@@ -30,6 +28,10 @@ class History(Protocol):
 
     def members_at(self, order: Order) -> frozenset[str] | None:
         """The members in the causal past of an event, None when this history cannot tell."""
+        ...
+
+    def knew(self, order: Order, content_id: bytes) -> bool | None:
+        """Whether a content was published in the causal past of an event, None when this history cannot tell."""
         ...
 
 
@@ -44,26 +46,30 @@ class DepthHistory:
         """Never known from depth alone."""
         return None
 
+    def knew(self, order: Order, content_id: bytes) -> bool | None:  # noqa: ARG002 - the port's names
+        """Never known from depth alone."""
+        return None
+
 
 BY_DEPTH: Final[History] = DepthHistory()
 
 
 class Proposal(msgspec.Struct, frozen=True, array_like=True):
-    """One `ForgettingProposed`, without its sealed reason."""
+    """What was asked under a ballot id, without the sealed reason."""
 
     order: Order
+    """Of the first time that it was asked."""
     proposer: str
     device: str
     time_ms: int
     contents: tuple[bytes, ...]
     electorate: tuple[str, ...]
+    known: tuple[bytes, ...]
+    """Those of the contents that were published in the causal past, sorted: it speaks of no others."""
 
-
-class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """A member's first answer, the one that counts."""
-
-    order: Order
-    consents: bool
+    def question(self) -> tuple[str, tuple[bytes, ...], tuple[str, ...]]:
+        """What a ballot id commits to (`claims.ballot_id_of`)."""
+        return self.proposer, self.contents, self.electorate
 
 
 class Receipt(msgspec.Struct, frozen=True, array_like=True):
@@ -77,27 +83,24 @@ class BallotFacts(msgspec.Struct, array_like=True):
     """Everything said under one ballot id: a grow-only set, reduced to what can matter."""
 
     proposals: list[Proposal] = []
-    """Sorted by order, smallest first, at most PROPOSALS_KEPT."""
-    answers: dict[str, Answer] = {}
+    """Sorted by order. The id commits to the question, so the log lets in one; the fold copes with more."""
+    consents: dict[str, Order] = {}
+    refusals: dict[str, Order] = {}
+    """Each member's first."""
     withdrawals: dict[str, Order] = {}
     receipts: dict[str, Receipt] = {}
 
-    def add(self, event: ev.Event, origin: ev.Origin) -> bool:
+    def add(self, event: ev.Event, origin: ev.Origin, history: History = BY_DEPTH) -> bool:
         """Add one event of this ballot; False when it changes nothing. Any order, any number of times."""
         order, member = origin.order, origin.author
         if isinstance(event, ev.ForgettingProposed):
-            return self._propose(event, origin)
-        if isinstance(event, ev.ForgettingConsented | ev.ForgettingRefused):
-            known = self.answers.get(member)
-            if known is not None and known.order <= order:
-                return False
-            self.answers[member] = Answer(order, isinstance(event, ev.ForgettingConsented))
-            return True
+            return self._propose(event, origin, history)
+        if isinstance(event, ev.ForgettingConsented):
+            return _first(self.consents, member, order)
+        if isinstance(event, ev.ForgettingRefused):
+            return _first(self.refusals, member, order)
         if isinstance(event, ev.ForgettingWithdrawn):
-            if member in self.withdrawals and self.withdrawals[member] <= order:
-                return False
-            self.withdrawals[member] = order
-            return True
+            return _first(self.withdrawals, member, order)
         if isinstance(event, ev.ContentErased):
             first = self.receipts.get(origin.device)
             if first is not None and first.order <= order:
@@ -106,21 +109,37 @@ class BallotFacts(msgspec.Struct, array_like=True):
             return True
         return False
 
-    def _propose(self, event: ev.ForgettingProposed, origin: ev.Origin) -> bool:
-        if any(p.order == origin.order for p in self.proposals):
-            return False
+    def _propose(self, event: ev.ForgettingProposed, origin: ev.Origin, history: History) -> bool:
+        contents, electorate = tuple(dict.fromkeys(event.contents)), tuple(sorted(set(event.electorate)))
+        members = history.members_at(origin.order)
+        if origin.author not in electorate or (members is not None and not members <= set(electorate)):
+            return False  # its author left somebody out whom it knew
         proposal = Proposal(
             order=origin.order,
             proposer=origin.author,
             device=origin.device,
             time_ms=origin.time_ms,
-            contents=tuple(dict.fromkeys(event.contents)),
-            electorate=tuple(sorted(set(event.electorate))),
+            contents=contents,
+            electorate=electorate,
+            known=tuple(sorted(c for c in contents if history.knew(origin.order, c) is not False)),
         )
-        if proposal.proposer not in proposal.electorate:
+        same = [p for p in self.proposals if p.question() == proposal.question()]
+        known = {c for p in (proposal, *same) for c in p.known}
+        first = min((proposal, *same), key=lambda p: p.order)
+        made = msgspec.structs.replace(first, known=tuple(sorted(known)))
+        if same == [made]:
             return False
-        self.proposals = sorted([*self.proposals, proposal], key=lambda p: p.order)[:PROPOSALS_KEPT]
+        others = [p for p in self.proposals if p.question() != proposal.question()]
+        self.proposals = sorted([*others, made], key=lambda p: p.order)
         return True
+
+
+def _first(known: dict[str, Order], member: str, order: Order) -> bool:
+    """Keep the smallest order of a member; whether it changed."""
+    if member in known and known[member] <= order:
+        return False
+    known[member] = order
+    return True
 
 
 class Members(msgspec.Struct):
@@ -167,14 +186,13 @@ class Ballot(msgspec.Struct, frozen=True, kw_only=True):
     """Several proposals claim this ballot id: one of their authors misbehaved."""
 
 
-def settle(
-    ballot_id: bytes, facts: BallotFacts, removed: Set[str] = frozenset(), history: History = BY_DEPTH
-) -> Ballot | None:
+def settle(ballot_id: bytes, facts: BallotFacts, removed: Set[str] = frozenset()) -> Ballot | None:
     """Decide a ballot from its facts.
 
     Carried when every member of the electorate, less those removed, has consented; the proposer consents by
-    proposing. Each proposal under the id is judged by the answers whose authors had seen it, so that nobody can
-    slip another list of contents under consents that were given already.
+    proposing. The id commits to the question, so a consent is one to these contents, whatever its author had seen.
+    A consent counts whatever else its author said, so that no later fact undoes what was carried. Contents that the
+    proposer could not know are not forgotten: nobody makes a ballot of fewer members than there were by going back.
 
     Returns:
         None while no valid proposal is known.
@@ -182,9 +200,7 @@ def settle(
     best: Ballot | None = None
     carried: set[bytes] = set()
     for proposal in facts.proposals:
-        ballot = _settle_one(ballot_id, proposal, facts, removed, history)
-        if ballot is None:
-            continue
+        ballot = _settle_one(ballot_id, proposal, facts, removed)
         carried |= ballot.carried
         if best is None or (ballot.state == "carried" and best.state != "carried"):
             best = ballot
@@ -193,29 +209,17 @@ def settle(
     return msgspec.structs.replace(best, carried=frozenset(carried), contested=len(facts.proposals) > 1)
 
 
-def _settle_one(
-    ballot_id: bytes, proposal: Proposal, facts: BallotFacts, removed: Set[str], history: History
-) -> Ballot | None:
-    members = history.members_at(proposal.order)
-    if members is not None and not members <= set(proposal.electorate):
-        return None  # somebody whom the proposer knew was not asked
-    consents, refusals, waiting = [proposal.proposer], list[str](), list[str]()
-    for member in proposal.electorate:
-        if member == proposal.proposer:
-            continue
-        answer = facts.answers.get(member)
-        if answer is not None and history.saw(answer.order, proposal.order):
-            (consents if answer.consents else refusals).append(member)
-        else:
-            waiting.append(member)
-    gone = removed & set(proposal.electorate)
-    withdrawn = facts.withdrawals.get(proposal.proposer)
+def _settle_one(ballot_id: bytes, proposal: Proposal, facts: BallotFacts, removed: Set[str]) -> Ballot:
+    electorate = set(proposal.electorate)
+    consents = {m for m in electorate if m == proposal.proposer or m in facts.consents}
+    refusals = {m for m in electorate - consents if m in facts.refusals}
+    gone = removed & electorate
     state: BallotState = "open"
-    if set(consents) | gone >= set(proposal.electorate):
+    if consents | gone >= electorate:
         state = "carried"  # wins over all: a node may have erased already
     elif refusals:
         state = "refused"
-    elif withdrawn is not None and history.saw(withdrawn, proposal.order):
+    elif proposal.proposer in facts.withdrawals:
         state = "withdrawn"
     return Ballot(
         ballot_id=ballot_id,
@@ -223,9 +227,9 @@ def _settle_one(
         proposal=proposal,
         consents=tuple(sorted(consents)),
         refusals=tuple(sorted(refusals)),
-        waiting=tuple(m for m in waiting if m not in gone),
+        waiting=tuple(m for m in proposal.electorate if m not in consents | refusals | gone),
         receipts=tuple(sorted(facts.receipts)),
-        carried=frozenset(proposal.contents if state == "carried" else ()),
+        carried=frozenset(proposal.known if state == "carried" else ()),
         contested=False,
     )
 
@@ -258,12 +262,12 @@ class Ballots:
         self.known.add(event)
         ballot_id = ballot_of(event)
         if ballot_id is not None:
-            self.facts.setdefault(ballot_id, BallotFacts()).add(event, origin)
+            self.facts.setdefault(ballot_id, BallotFacts()).add(event, origin, self.history)
 
     def ballot(self, ballot_id: bytes) -> Ballot | None:
         """The ballot as it stands, None when there is no valid proposal."""
         facts = self.facts.get(ballot_id)
-        return None if facts is None else settle(ballot_id, facts, self.known.removed, self.history)
+        return None if facts is None else settle(ballot_id, facts, self.known.removed)
 
     def all(self) -> list[Ballot]:
         """Every ballot, in the order of the proposals."""

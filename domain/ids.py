@@ -14,9 +14,9 @@ VaultId = NewType("VaultId", str)
 Did = NewType("Did", str)
 """Decentralised identifier of a member or a device."""
 ContentId = NewType("ContentId", bytes)
-"""16 random bytes; never a hash of the plaintext."""
+"""16 bytes that follow from the author's name and a random nonce; never a hash of the plaintext."""
 BallotId = NewType("BallotId", bytes)
-"""16 random bytes."""
+"""16 bytes that follow from the proposer's name, the question and a random nonce."""
 BatchId = NewType("BatchId", bytes)
 """32 bytes: SHA-256 over the signed bytes of a batch."""
 KeyId = NewType("KeyId", bytes)

@@ -39,6 +39,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Members in one electorate (a count)."""
     did: int = 512
     """Characters of a DID."""
+    devices: int = 64
+    """Devices that one member may ever have had, where the next one is announced (a count)."""
+    proof: int = 4096
+    """A device's own signature over its announcement."""
     certificate: int = 64 << 10
     """Control-key certificate inside KeyAnnounced."""
     content: int = 1 << 40

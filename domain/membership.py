@@ -28,7 +28,7 @@ from walytis_vault.domain.events import (
     VaultFounded,
 )
 from walytis_vault.domain.ids import BatchId, KeyId
-from walytis_vault.domain.removals import Removal, is_cut, settle_removals
+from walytis_vault.domain.removals import Leads, Removal, is_beyond, settle_removals
 
 
 class MembershipFact(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,8 +65,8 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     keys: Mapping[KeyId, DeviceKeys]
     """Every key that ever counted, superseded ones and those of removed members included."""
     superseded: frozenset[KeyId]
-    cuts: Mapping[str, LastBatch | None]
-    """Removed device -> its last batch that counts; None when none does."""
+    cuts: Mapping[str, tuple[LastBatch | None, ...]]
+    """Removed device -> what each removal names as its last batch that counts; None when none does."""
     spared: frozenset[bytes]
     """Batches that count although they lie beyond a cut."""
 
@@ -106,25 +106,25 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
             return "signing device was removed in the batch's causal past"
         return None
 
-    def is_void(self, key_id: KeyId, device: str, number: int, batch_id: bytes) -> bool:
+    def is_void(self, key_id: KeyId, device: str, batch_id: bytes, leads: Leads) -> bool:
         """Whether an accepted batch does not count, given all facts that are known."""
-        cut = is_cut(self.cuts, device, number, batch_id) and batch_id not in self.spared
-        return cut or key_id not in self.keys
+        return key_id not in self.keys or _is_cut(self.cuts, self.spared, device, batch_id, leads)
 
 
-def fold_membership(facts: Iterable[MembershipFact], root: BatchId) -> Membership:
+def fold_membership(facts: Iterable[MembershipFact], root: BatchId, leads: Leads) -> Membership:
     """Fold a set of facts; their order does not matter.
 
     Args:
         facts: membership events of accepted batches, each once.
         root: id of the founding batch, known from `init` or from the invitation.
+        leads: tells which batches stand before another in their device's chain.
     """
     ordered = sorted(facts, key=lambda f: f.origin.order)
     dropped: set[tuple[int, bytes, int]] = set()
     while True:
         # A removal can void the fact that let somebody in whose own removals were already counted. Dropping such
         # facts only ever grows, so this ends, and it is a function of the set of facts alone.
-        folded = _Fold([f for f in ordered if f.origin.order not in dropped], root)
+        folded = _Fold([f for f in ordered if f.origin.order not in dropped], root, leads)
         ghosts = folded.ghosts()
         if not ghosts:
             return folded.result()
@@ -162,8 +162,9 @@ def decide_remove(
 class _Fold:
     """One pass over the facts that are not dropped, in their shared order."""
 
-    def __init__(self, ordered: list[MembershipFact], root: BatchId) -> None:
+    def __init__(self, ordered: list[MembershipFact], root: BatchId, leads: Leads) -> None:
         self._root = root
+        self._leads = leads
         self._group = ""
         self._founder = ""
         self._policy = ANY_MEMBER
@@ -172,12 +173,13 @@ class _Fold:
         self._keys: dict[KeyId, DeviceKeys] = {}
         self._key_fact: dict[KeyId, MembershipFact] = {}
         self._device_rank: dict[str, int] = {}
-        self._invitations: set[bytes] = set()
+        self._invitations: set[tuple[str, bytes]] = set()
+        """Those that admitted somebody, each with the member who gave it out: nobody else can spend it."""
         self._superseded: dict[KeyId, MembershipFact] = {}
         self._entries: list[MembershipFact] = []
         """What let a member or a key in."""
         self._removed: set[str] = set()
-        self._cuts: dict[str, LastBatch | None] = {}
+        self._cuts: dict[str, tuple[LastBatch | None, ...]] = {}
         self._spared: frozenset[bytes] = frozenset()
         for fact in ordered:
             self._admit(fact)
@@ -199,9 +201,10 @@ class _Fold:
                 self._supersede(event, fact)
         elif isinstance(event, MemberAdmitted):
             author = self._author(fact)
-            fresh = event.invitation not in self._invitations and event.member not in self._admitted_by
-            if author and fresh and event.keys.member == event.member:
-                self._invitations.add(event.invitation)
+            if author is None or event.keys.member != event.member or event.member in self._admitted_by:
+                return
+            if (author, event.invitation) not in self._invitations:
+                self._invitations.add((author, event.invitation))
                 self._enter(event.member, author, fact)
                 self._add_key(event.keys, fact)
 
@@ -212,8 +215,10 @@ class _Fold:
 
     def _add_key(self, keys: DeviceKeys, fact: MembershipFact) -> None:
         key_id = key_id_of_device(keys)
-        owner = next((k.member for k in self._keys.values() if k.device == keys.device), keys.member)
-        if owner == keys.member and key_id not in self._keys:
+        owner = next((k.member for k in self._keys.values() if k.device == keys.device), None)
+        # A device that is known renews its keys itself: the member's other devices could lock it out.
+        own = owner is None or (owner == keys.member and fact.origin.device == keys.device)
+        if own and key_id not in self._keys:
             self._keys[key_id] = keys
             self._key_fact[key_id] = fact
             self._device_rank.setdefault(keys.device, len(self._device_rank))
@@ -222,7 +227,7 @@ class _Fold:
     def _supersede(self, event: KeyAnnounced, fact: MembershipFact) -> None:
         """A device renews its own keys. Those of the member's other devices only a removal ends, by seniority."""
         old = KeyId(event.supersedes) if event.supersedes else None
-        if old in self._keys and self._keys[old].device == event.keys.device:
+        if old in self._keys and self._keys[old].device == event.keys.device == fact.origin.device:
             self._superseded.setdefault(old, fact)
 
     def _author(self, fact: MembershipFact) -> str | None:
@@ -263,16 +268,16 @@ class _Fold:
             fact = self._key_fact[KeyId(fact.key_id)]
 
     def _settle(self, removals: list[Removal]) -> None:
-        standing, self._spared = settle_removals(removals)
+        standing, self._spared = settle_removals(removals, self._leads)
         for removal in standing:
             if removal.member is not None:
                 self._removed.add(removal.member)
             for device, cut in removal.cuts.items():
-                self._cuts[device] = _stricter(self._cuts, device, cut)
+                self._cuts[device] = (*self._cuts.get(device, ()), cut)
 
     def _is_void(self, fact: MembershipFact) -> bool:
         at = fact.origin
-        return at.batch_id not in self._spared and is_cut(self._cuts, at.device, at.number, at.batch_id)
+        return _is_cut(self._cuts, self._spared, at.device, at.batch_id, self._leads)
 
     def ghosts(self) -> set[tuple[int, bytes, int]]:
         """Facts in void batches that let somebody in."""
@@ -307,11 +312,13 @@ class _Fold:
         )
 
 
-def _stricter(cuts: Mapping[str, LastBatch | None], device: str, new: LastBatch | None) -> LastBatch | None:
-    """Concurrent removals of one member: the earlier cut counts, whichever arrived first."""
-    if device not in cuts:
-        return new
-    old = cuts[device]
-    if old is None or new is None:
-        return None
-    return min(old, new, key=lambda cut: (cut.number, cut.batch_id))
+def _is_cut(
+    cuts: Mapping[str, tuple[LastBatch | None, ...]],
+    spared: frozenset[bytes],
+    device: str,
+    batch_id: bytes,
+    leads: Leads,
+) -> bool:
+    """Whether a batch lies beyond what any standing removal of its device accepts."""
+    beyond = any(is_beyond(cut, batch_id, leads) for cut in cuts.get(device, ()))
+    return beyond and batch_id not in spared

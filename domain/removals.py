@@ -8,11 +8,15 @@ which nobody can grind for afterwards. Reasons: ADR 0006.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from walytis_vault.domain.events import LastBatch, Origin
+
+Leads = Callable[[bytes, LastBatch], bool]
+"""Whether a batch is the named last one or stands before it in the same device's own chain. Numbers do not tell: a
+device can sign a second batch under a number that it has used. The same on every node that has the named one."""
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +32,7 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
     """The removal's own batch first, then those that let its author in."""
 
 
-def settle_removals(removals: Sequence[Removal]) -> tuple[list[Removal], frozenset[bytes]]:
+def settle_removals(removals: Sequence[Removal], leads: Leads) -> tuple[list[Removal], frozenset[bytes]]:
     """Decide.
 
     Returns:
@@ -36,7 +40,7 @@ def settle_removals(removals: Sequence[Removal]) -> tuple[list[Removal], frozens
         another one that stands cuts them off, which happens only in circles of three and more.
     """
     ranked = sorted(removals, key=lambda r: r.rank)
-    strikes = _strikes(ranked)
+    strikes = _strikes(ranked, leads)
     struck_by: list[set[int]] = [set() for _ in ranked]
     for striker, struck in enumerate(strikes):
         for i in struck:
@@ -62,7 +66,7 @@ def settle_removals(removals: Sequence[Removal]) -> tuple[list[Removal], frozens
     return [ranked[i] for i in sorted(standing)], spared
 
 
-def _strikes(ranked: Sequence[Removal]) -> list[set[int]]:
+def _strikes(ranked: Sequence[Removal], leads: Leads) -> list[set[int]]:
     """For each removal those that it strikes, less seniors who strike back."""
     grounds: dict[str, list[tuple[int, Origin]]] = {}
     for i, removal in enumerate(ranked):
@@ -71,9 +75,9 @@ def _strikes(ranked: Sequence[Removal]) -> list[set[int]]:
     all_strikes = [
         {
             i
-            for device in removal.cuts
+            for device, cut in removal.cuts.items()
             for i, at in grounds.get(device, ())
-            if is_cut(removal.cuts, device, at.number, at.batch_id)
+            if is_beyond(cut, at.batch_id, leads)
         }
         for removal in ranked
     ]
@@ -83,9 +87,6 @@ def _strikes(ranked: Sequence[Removal]) -> list[set[int]]:
     ]
 
 
-def is_cut(cuts: Mapping[str, LastBatch | None], device: str, number: int, batch_id: bytes) -> bool:
-    """Whether a batch of a device lies beyond the last one that counts."""
-    if device not in cuts:
-        return False
-    cut = cuts[device]
-    return cut is None or number > cut.number or (number == cut.number and batch_id != cut.batch_id)
+def is_beyond(cut: LastBatch | None, batch_id: bytes, leads: Leads) -> bool:
+    """Whether a batch of a device lies beyond the last one that counts: every one does when that is None."""
+    return cut is None or not leads(batch_id, cut)

@@ -113,19 +113,20 @@ class Book:
     ) -> tuple[Ballot | None, set[bytes]]:
         """Fold one event of a ballot. Returns the ballot and the contents whose standing in it changed."""
         facts = self.facts(connection, ballot_id)
-        if not facts.add(event, origin):
-            return settle(ballot_id, facts, self.members(connection).removed, self._history), set()
+        if not facts.add(event, origin, self._history):
+            return settle(ballot_id, facts, self.members(connection).removed), set()
         return self._store(connection, ballot_id, facts)
 
     def _store(self, connection: Connection, ballot_id: bytes, facts: BallotFacts) -> tuple[Ballot | None, set[bytes]]:
-        ballot = settle(ballot_id, facts, self.members(connection).removed, self._history)
+        ballot = settle(ballot_id, facts, self.members(connection).removed)
         # A contested ballot that carried may still change: a removal can let its other proposal carry too.
         final = ballot is not None and ballot.state == "carried" and not ballot.contested
         connection.execute(self._upsert, (ballot_id, int(final), _encode(facts)))
         before = {bytes(c): int(s) for c, s in connection.execute(self._asked_by, (ballot_id,))}
         after: dict[bytes, int] = dict.fromkeys(before, 0)
         if ballot is not None:
-            after.update(dict.fromkeys(ballot.proposal.contents, 1 if ballot.state == "open" else 0))
+            after.update(dict.fromkeys(ballot.proposal.contents, 0))
+            after.update(dict.fromkeys(ballot.proposal.known, 1 if ballot.state == "open" else 0))
             after.update(dict.fromkeys(ballot.carried, 2))
         changed = {c for c, s in after.items() if before.get(c) != s}
         connection.executemany(self._ask, [(c, ballot_id, after[c]) for c in changed])
@@ -134,9 +135,7 @@ class Book:
     def facts(self, connection: Connection, ballot_id: bytes) -> BallotFacts:
         """The facts known under a ballot id, none for one that was never mentioned."""
         row = one(connection.execute(self._select, (ballot_id,)))
-        return (
-            BallotFacts(proposals=[], answers={}, withdrawals={}, receipts={}) if row is None else _facts.decode(row[0])
-        )
+        return BallotFacts() if row is None else _facts.decode(row[0])
 
     def standing(self, connection: Connection, content_id: bytes) -> Forgetting:
         """The strongest standing of a content in any ballot that names it."""

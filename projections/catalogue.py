@@ -117,11 +117,8 @@ class Catalogue(View):
                 parent = None
         retracted = self._hidden(connection, content_id, origin.author) or (parent is not None and parent.retracted)
         standing = STANDING.index(self.book.standing(connection, content_id))
-        expires = event.expires_ms
         if parent is not None:
             standing = max(standing, parent.forgetting)
-            if parent.expires_ms is not None:
-                expires = parent.expires_ms if expires is None else min(expires, parent.expires_ms)
         row = Stored(
             position=position,
             content_id=content_id,
@@ -135,7 +132,7 @@ class Catalogue(View):
             parent=None if parent is None else parent.content_id,
             original=content_id if parent is None else parent.original,
             expires_own=event.expires_ms,
-            expires_ms=expires,
+            expires_ms=event.expires_ms,
             retracted=retracted,
             forgetting=standing,
             head=not retracted and standing < 2,

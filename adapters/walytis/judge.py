@@ -15,8 +15,10 @@ from typing import Final
 import apsw
 import msgspec
 
+from walytis_vault.adapters.walytis.lineage import Lineage
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.log_rows import BatchRow, EventRow
+from walytis_vault.domain import claims
 from walytis_vault.domain.batch import SignedBatch, decode_batch, key_id_of, key_id_of_device
 from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.events import (
@@ -24,16 +26,20 @@ from walytis_vault.domain.events import (
     PRODUCT_EVENTS,
     REMOVAL_POLICIES,
     REMOVAL_TOPICS,
+    ContentPublished,
     DeviceKeys,
     DeviceRemoved,
     EventTable,
+    ForgettingProposed,
     KeyAnnounced,
     LastBatch,
+    MemberAdmitted,
     MemberRemoved,
     Origin,
     VaultFounded,
 )
 from walytis_vault.domain.ids import BatchId, KeyId
+from walytis_vault.domain.limits import LIMITS
 from walytis_vault.domain.membership import Membership, MembershipFact, fold_membership
 from walytis_vault.domain.ports import Verifier
 
@@ -106,6 +112,7 @@ class Judge:
         self._check_signature(batch, keys.ed25519, keys.ml_dsa_65)
         events = self._unpack(batch)
         is_membership = any(e.topic in MEMBERSHIP_TOPICS for e in events)
+        self._check_ids(events, keys.member)
         if is_membership:
             self._check_membership_events(connection, events, parents, membership, keys)
         return Accepted(place, keys.member, events, is_membership)
@@ -125,7 +132,8 @@ class Judge:
         found = self._memberships.get(context)
         if found is None:
             facts = self.facts(connection, self._index.context(connection, context))
-            found = self._memberships[context] = fold_membership(facts, self.root)
+            leads = Lineage(self._index, connection).leads
+            found = self._memberships[context] = fold_membership(facts, self.root, leads)
             if len(self._memberships) > MEMBERSHIPS_CACHED:
                 self._memberships.popitem(last=False)
         return found
@@ -186,7 +194,10 @@ class Judge:
         keys = announced.keys
         if key_id_of_device(keys) != batch.body.key_id or keys.device != batch.body.author:
             raise UntrustedInputError("founding batch is not signed by the key that it announces")
+        if not keys.device == keys.member == founded.founder:
+            raise UntrustedInputError("founding batch announces the keys of somebody other than the founder")
         self._check_signature(batch, keys.ed25519, keys.ml_dsa_65)
+        self._check_first_key(keys)
         context = self._index.context_id(connection, ())
         return Accepted(Place(context, ROOT_DEPTH), keys.member, self._unpack(batch), membership=True)
 
@@ -213,10 +224,51 @@ class Judge:
                 raise UntrustedInputError("a vault is founded once")
             if row.topic == KeyAnnounced.TOPIC:
                 event = PRODUCT_EVENTS.decode(row.topic, row.data)
-                if isinstance(event, KeyAnnounced) and event.keys.member != keys.member:
-                    raise UntrustedInputError("key announced for another member")
+                assert isinstance(event, KeyAnnounced)
+                self._check_announcement(event.keys, membership, keys)
+            if row.topic == MemberAdmitted.TOPIC:
+                admission = PRODUCT_EVENTS.decode(row.topic, row.data)
+                assert isinstance(admission, MemberAdmitted)
+                if not admission.member == admission.keys.member == admission.keys.device:
+                    raise UntrustedInputError("admission under a name that is not the new member's first device's")
+                if len(membership.active()) >= LIMITS.members:
+                    raise UntrustedInputError(f"a vault has at most {LIMITS.members} members")
+                self._check_first_key(admission.keys)
             if row.topic in REMOVAL_TOPICS:
                 self._check_removal(connection, row, [p.batch_id for p in parents], membership, keys)
+
+    def _check_announcement(self, announced: DeviceKeys, membership: Membership, author: DeviceKeys) -> None:
+        """Keys of a new device of the author's member, or new ones of the author's own device."""
+        if announced.member != author.member:
+            raise UntrustedInputError("key announced for another member")
+        owner = membership.owner(announced.device)
+        if owner is not None and announced.device != author.device:
+            raise UntrustedInputError("key announced for another device that has its own")
+        if owner is not None:
+            self._check_possession(announced)
+            return
+        if len(membership.members[author.member].devices) >= LIMITS.devices:
+            raise UntrustedInputError(f"a member has at most {LIMITS.devices} devices")
+        self._check_first_key(announced)
+
+    def _check_first_key(self, keys: DeviceKeys) -> None:
+        if not claims.is_first_key(keys):
+            raise UntrustedInputError("the device's name does not end with its first key")
+        self._check_possession(keys)
+
+    def _check_possession(self, keys: DeviceKeys) -> None:
+        if not claims.proves_possession(keys, self._vault_id, self._verifier):
+            raise UntrustedInputError("keys announced without the signature of their owner")
+
+    def _check_ids(self, events: Sequence[EventRow], author: str) -> None:
+        """Refuse ids that are not the author's to give: somebody else's content or ballot would be taken over."""
+        for row in events:
+            if row.topic in (ContentPublished.TOPIC, ForgettingProposed.TOPIC):
+                event = PRODUCT_EVENTS.decode(row.topic, row.data)
+                if isinstance(event, ContentPublished):
+                    claims.check_content(self._vault_id, author, event)
+                elif isinstance(event, ForgettingProposed):
+                    claims.check_ballot(self._vault_id, author, event)
 
     def _check_removal(
         self,

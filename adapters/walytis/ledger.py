@@ -12,6 +12,7 @@ from typing import Any
 import apsw
 
 from walytis_vault.adapters.walytis.judge import Accepted, Judge, Waiting
+from walytis_vault.adapters.walytis.lineage import Lineage
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.errors import UntrustedInputError
@@ -39,8 +40,12 @@ class Ledger:
         with self._lock:
             if self._current is None:
                 with self.index.database.read() as connection:
-                    self._current = fold_membership(self.judge.facts(connection), self.judge.root)
+                    self._current = self._fold(connection)
             return self._current
+
+    def _fold(self, connection: apsw.Connection) -> Membership:
+        leads = Lineage(self.index, connection).leads
+        return fold_membership(self.judge.facts(connection), self.judge.root, leads)
 
     def record(
         self,
@@ -54,15 +59,15 @@ class Ledger:
         """Insert a batch; return its (first, last) position."""
         body = batch.body
         membership = self._membership(connection)
-        void = not verdict.membership and membership.is_void(
-            KeyId(body.key_id), body.author, body.number, batch.batch_id
-        )
         first = self.index.insert_batch(
             connection, batch, verdict.events, author=verdict.author, context=verdict.place.context,
-            depth=verdict.place.depth, membership=verdict.membership, block=block, void=void, direct=direct,
+            depth=verdict.place.depth, membership=verdict.membership, block=block, direct=direct,
         )  # fmt: skip
+        leads = Lineage(self.index, connection).leads
         if verdict.membership:
             self._settle(connection)
+        elif membership.is_void(KeyId(body.key_id), body.author, batch.batch_id, leads):
+            connection.execute("UPDATE batches SET void = 1 WHERE batch_id = ?", (batch.batch_id,))
         return first, first + len(verdict.events) - 1
 
     def receive(
@@ -91,22 +96,21 @@ class Ledger:
     def _membership(self, connection: apsw.Connection) -> Membership:
         with self._lock:
             if self._current is None:
-                self._current = fold_membership(self.judge.facts(connection), self.judge.root)
+                self._current = self._fold(connection)
             return self._current
 
     def _settle(self, connection: apsw.Connection) -> None:
         """Fold membership again and correct the void flags of batches that a removal reaches back to."""
-        membership = fold_membership(self.judge.facts(connection), self.judge.root)
+        membership = self._fold(connection)
         with self._lock:
             self._current = membership
         if not membership.cuts and len(membership.keys) <= 1:
             return
         changed = False
-        rows: list[Any] = connection.execute(
-            "SELECT seq, key_id, device, number, batch_id, void FROM batches"
-        ).fetchall()
-        for seq, key_id, device, number, batch_id, void in rows:
-            now = membership.is_void(KeyId(key_id), device, number, BatchId(batch_id))
+        rows: list[Any] = connection.execute("SELECT seq, key_id, device, batch_id, void FROM batches").fetchall()
+        leads = Lineage(self.index, connection).leads
+        for seq, key_id, device, batch_id, void in rows:
+            now = membership.is_void(KeyId(key_id), device, BatchId(batch_id), leads)
             if now != bool(void):
                 connection.execute("UPDATE batches SET void = ? WHERE seq = ?", (now, seq))
                 changed = True

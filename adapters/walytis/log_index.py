@@ -263,7 +263,6 @@ class LogIndex(BlockVerdicts):
         depth: int,
         membership: bool,
         block: bytes | None,
-        void: bool = False,
         direct: bool = False,
     ) -> int:
         """Give the events the next positions; return the first. `block` is None while it is not on the chain.
@@ -274,12 +273,12 @@ class LogIndex(BlockVerdicts):
         first: int = 1 + next(connection.execute("SELECT coalesce(max(position), 0) FROM events"))[0]
         body = batch.body
         connection.execute(
-            "INSERT INTO batches(batch_id, device, author, key_id, number, depth, context, time_ms, on_chain, void,"
-            " first, count, membership, block, envelope) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "INSERT INTO batches(batch_id, device, author, key_id, number, depth, context, time_ms, on_chain,"
+            " first, count, membership, block, envelope, branch) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 batch.batch_id, body.author, author, body.key_id, body.number, depth, context, body.time_ms,
-                BLOCK_TO_COME if direct else int(block is not None), void, first, len(events), membership, block,
-                batch.envelope(),
+                BLOCK_TO_COME if direct else int(block is not None), first, len(events), membership, block,
+                batch.envelope(), self._branch_for(connection, body.previous, body.number),
             ),
         )  # fmt: skip
         seq = connection.last_insert_rowid()
@@ -297,6 +296,26 @@ class LogIndex(BlockVerdicts):
             with self._advanced:
                 self._off_chain[batch.batch_id] = first
         return first
+
+    def _branch_for(self, connection: apsw.Connection, previous: bytes, number: int) -> int:
+        """The branch that a new batch goes on with, or a new one. See `lineage`."""
+        before = self.branch_of(connection, previous) if previous else None
+        if before is not None:
+            sql = "SELECT 1 FROM batches WHERE branch = ? AND number = ?"
+            if connection.execute(sql, (before[0], number)).fetchone() is None:
+                return before[0]
+        connection.execute("INSERT INTO branches(parent, left) VALUES(?,?)", before or (None, None))
+        return connection.last_insert_rowid()
+
+    def branch_of(self, connection: apsw.Connection, batch_id: bytes) -> tuple[int, int] | None:
+        """(branch, number) of a batch."""
+        row = connection.execute("SELECT branch, number FROM batches WHERE batch_id = ?", (batch_id,)).fetchone()
+        return (int(row[0]), int(row[1])) if row else None
+
+    def branch_left(self, connection: apsw.Connection, branch: int) -> tuple[int, int] | None:
+        """(branch, number) of the batch behind which a branch begins; None when it begins with a first batch."""
+        row = connection.execute("SELECT parent, left FROM branches WHERE branch = ?", (branch,)).fetchone()
+        return None if row is None or row[0] is None else (int(row[0]), int(row[1]))
 
     def take_back(self, batch_id: bytes) -> None:
         """A local batch was rolled back before it was committed."""

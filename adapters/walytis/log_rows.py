@@ -15,7 +15,10 @@ CREATE TABLE IF NOT EXISTS batches(
   seq INTEGER PRIMARY KEY, batch_id BLOB NOT NULL UNIQUE, device TEXT NOT NULL, author TEXT NOT NULL,
   key_id BLOB NOT NULL, number INTEGER NOT NULL, depth INTEGER NOT NULL, context INTEGER NOT NULL,
   time_ms INTEGER NOT NULL, on_chain INTEGER NOT NULL, void INTEGER NOT NULL DEFAULT 0,
-  first INTEGER NOT NULL, count INTEGER NOT NULL, membership INTEGER NOT NULL, block BLOB, envelope BLOB NOT NULL);
+  first INTEGER NOT NULL, count INTEGER NOT NULL, membership INTEGER NOT NULL, block BLOB, envelope BLOB NOT NULL,
+  branch INTEGER NOT NULL REFERENCES branches);
+CREATE UNIQUE INDEX IF NOT EXISTS batches_branch ON batches(branch, number);
+CREATE TABLE IF NOT EXISTS branches(branch INTEGER PRIMARY KEY, parent INTEGER, left INTEGER);
 CREATE INDEX IF NOT EXISTS batches_device ON batches(device, number);
 CREATE INDEX IF NOT EXISTS batches_block ON batches(block);
 CREATE INDEX IF NOT EXISTS batches_order ON batches(depth, batch_id);

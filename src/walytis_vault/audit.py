@@ -20,6 +20,7 @@ from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.second_log import SecondLog
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain import events as ev
+from walytis_vault.domain.claims import did_of
 from walytis_vault.domain.ids import ContentId, Root
 from walytis_vault.ledger_account import Account, read_account
 from walytis_vault.projections.audit import AuditRow, Verdict
@@ -96,7 +97,7 @@ def _certificates(again: SecondLog, check: CertificateCheck | None) -> tuple[dic
             counts["none"] += 1
             continue
         statement = msgspec.msgpack.encode(event.keys)
-        valid = None if check is None else check(recorded.origin.device, statement, event.certificate)
+        valid = None if check is None else check(did_of(recorded.origin.device), statement, event.certificate)
         if valid is None:
             counts["not_checkable"] += 1
         elif valid:

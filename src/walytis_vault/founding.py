@@ -20,6 +20,7 @@ from walytis_vault.adapters.system import OsFileSystem, SystemClock
 from walytis_vault.adapters.walytis.runtime import WalytisRuntime
 from walytis_vault.adapters.walytis.vault_log import VaultLog, found_vault
 from walytis_vault.bus.security import LOCAL, add_client, make_keys
+from walytis_vault.domain.claims import device_name, prove_possession
 from walytis_vault.domain.errors import MisuseError, StorageError, VaultError
 from walytis_vault.domain.events import ANY_MEMBER, FOUNDER, DeviceKeys, KeyAnnounced, VaultFounded
 from walytis_vault.domain.faults import fault
@@ -101,22 +102,22 @@ def _make(home: Home, name: str, passphrase: str | None, network: Network, polic
     )
     runtime = WalytisRuntime.start(home.path, mode=network)
     identity = IdentityKeeper.create(home.identity, identity_key)
+    chain = runtime.create_chain(f"vault-{runtime.peer_id[-8:]}")
+    me = device_name(identity.device_did, signer.key_id)
     device_keys = DeviceKeys(
-        member=identity.member_did,
-        device=identity.device_did,
+        member=me,
+        device=me,
         ed25519=signer.ed25519_public,
         ml_dsa_65=signer.ml_dsa_65_public,
         bus=z85.decode(bus_keys.public.encode()),
         peer_id=runtime.peer_id,
     )
+    device_keys = prove_possession(device_keys, chain.chain_id, signer)
     announced = KeyAnnounced(keys=device_keys, certificate=identity.certify(msgspec.msgpack.encode(device_keys)))
-    chain = runtime.create_chain(f"vault-{runtime.peer_id[-8:]}")
     fault("init.before_founding")
-    founded = VaultFounded(founder=identity.member_did, group=identity.group_did, removal_policy=policy)
+    founded = VaultFounded(founder=me, group=identity.group_did, removal_policy=policy)
     root = found_vault(chain, signer, founded, announced, clock)
-    log = VaultLog(
-        Database(home.log_database), chain, signer, HybridVerifier(), device=identity.device_did, root=root, clock=clock
-    )
+    log = VaultLog(Database(home.log_database), chain, signer, HybridVerifier(), device=me, root=root, clock=clock)
     try:
         log.reconciler.catch_up()
         if log.index.horizon < len((founded, announced)):
@@ -131,8 +132,8 @@ def _make(home: Home, name: str, passphrase: str | None, network: Network, polic
         vault_id=chain.chain_id,
         root=root,
         name=name,
-        member=identity.member_did,
-        device=identity.device_did,
+        member=me,
+        device=me,
         group=identity.group_did,
         network=network,
         created_ms=clock.wall_ms(),

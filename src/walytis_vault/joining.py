@@ -32,6 +32,7 @@ from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.bus.security import LOCAL, BusKeys, add_client, bus_keys, make_keys
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.batch import key_id_of_device
+from walytis_vault.domain.claims import device_name, prove_possession
 from walytis_vault.domain.errors import (
     MisuseError,
     StorageError,
@@ -132,15 +133,17 @@ class _Joining:
                 self._judge(runtime, signer)
                 identity = joining.result()
             fault("join.after_identity")
+            me = device_name(identity.device_did, signer.key_id)
             keys = ev.DeviceKeys(
-                member=self._code.member or identity.device_did,
-                device=identity.device_did,
+                member=self._code.member or me,
+                device=me,
                 ed25519=signer.ed25519_public,
                 ml_dsa_65=signer.ml_dsa_65_public,
                 bus=z85.decode(bus.public.encode()),
                 peer_id=runtime.peer_id,
             )
-            log = self._log(runtime, signer, identity.device_did)
+            keys = prove_possession(keys, self._code.vault_id, signer)
+            log = self._log(runtime, signer, me)
             try:
                 self._ask_in(log, runtime, keys, invited)
                 member = PeerLink(port, server_key=self._code.door, keys=bus)
@@ -162,7 +165,7 @@ class _Joining:
             root=self._code.root,
             name=name,
             member=keys.member,
-            device=identity.device_did,
+            device=me,
             group=identity.group_did,
             network=self._network,
             created_ms=self._clock.wall_ms(),

@@ -13,7 +13,7 @@ import msgspec
 from walytis_vault.adapters.walytis.second_log import SecondLog
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.contents import Contents
-from walytis_vault.domain.forgetting import Ballot, Order
+from walytis_vault.domain.forgetting import Ballot
 from walytis_vault.domain.membership import Membership
 from walytis_vault.projections.paging import iso
 
@@ -33,7 +33,7 @@ def read_account(again: SecondLog) -> Account:
     state = Contents(again.history)
     expired: dict[bytes, set[str]] = {}
     claims: list[tuple[bytes, str]] = []
-    proposals: list[tuple[Order, bytes, str]] = []
+    proposals: list[tuple[bytes, str]] = []
     for recorded in again.events(types=ev.PRODUCT_EVENTS.topics - {ev.KeyAnnounced.TOPIC}):
         state.apply(recorded)
         event, origin = recorded.event, recorded.origin
@@ -44,7 +44,7 @@ def read_account(again: SecondLog) -> Account:
             else:
                 claims.append((event.ballot_id, origin.device))
         elif isinstance(event, ev.ForgettingProposed):
-            proposals.append((origin.order, event.ballot_id, origin.author))
+            proposals.append((event.ballot_id, origin.author))
     membership = again.membership()
     devices = {k.device for k in membership.standing()}
     ballots = state.ballots.all()
@@ -135,15 +135,13 @@ def _odd(
     state: Contents,
     ballots: list[Ballot],
     claims: list[tuple[bytes, str]],
-    proposals: list[tuple[Order, bytes, str]],
+    proposals: list[tuple[bytes, str]],
 ) -> list[str]:
     """Sentences about what members wrote that does not count, or should not have been written."""
     found = []
     known = {b.ballot_id: b for b in ballots}
-    for order, ballot_id, author in proposals:
-        members = state.history.members_at(order)
-        proposed = next((p for p in state.ballots.facts[ballot_id].proposals if p.order == order), None)
-        if proposed is None or (members is not None and not members <= set(proposed.electorate)):
+    for ballot_id, author in proposals:
+        if not state.ballots.facts[ballot_id].proposals:
             found.append(
                 f"ballot {ballot_id.hex()}: the proposal by {author} does not ask every member, and does not count"
             )

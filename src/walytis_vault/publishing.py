@@ -20,6 +20,7 @@ from walytis_vault.adapters.walytis.receipts import Receipt
 from walytis_vault.adapters.walytis.recorder import LogRecorder
 from walytis_vault.bus.messages import Published, PublishOptions, RequestKey
 from walytis_vault.domain import events as ev
+from walytis_vault.domain.claims import content_id_of
 from walytis_vault.domain.contents import decide_revise
 from walytis_vault.domain.errors import (
     ConflictError,
@@ -59,9 +60,10 @@ class Publication:
         self,
         log: LogRecorder,
         store: DiskContentStore,
-        content_id: ContentId,
         *,
+        vault_id: str,
         author: str,
+        nonce: bytes,
         options: PublishOptions,
         key: RequestKey | None,
         ended: Callable[[], None] = lambda: None,
@@ -70,17 +72,21 @@ class Publication:
         check_options(options)
         self._log = log
         self._store = store
-        self._id = content_id
         self._author = author
         self._options = options
         self._key = key
         self._ended = ended
         self._stored = False
+        self._terms = Terms(nonce=nonce, expires_ms=options.expires_ms)
         if options.revises is not None:
-            decide_revise(
-                read_state(log, [parse_content_id(options.revises)]).state, parse_content_id(options.revises), by=author
-            )
-        self._writer = store.writer(content_id, author=author)
+            target = parse_content_id(options.revises)
+            state = read_state(log, [target]).state
+            original = decide_revise(state, target, by=author)
+            expiries = (options.expires_ms, *(state.verdict(c).expires_ms for c in (target, original)))
+            earliest = min((e for e in expiries if e is not None), default=None)
+            self._terms = Terms(nonce=nonce, revises=original, expires_ms=earliest)
+        self._id = self._terms.content_id(vault_id, author)
+        self._writer = store.writer(self._id, author=author)
 
     @property
     def content_id(self) -> str:
@@ -104,7 +110,7 @@ class Publication:
             self._stored = True
             fault("publish.after_content")
             descriptor = self._writer.seal_descriptor(descriptor_of(self._options, stored.length))
-            event = event_of(stored, self._options, descriptor)
+            event = event_of(stored, self._terms, descriptor)
             published = self._append(event)
         except UNDECIDED:
             self._ended()
@@ -123,7 +129,8 @@ class Publication:
             if self._options.revises is not None:
                 target = parse_content_id(self._options.revises)
                 reading = read_state(self._log, [target])
-                event = msgspec.structs.replace(event, revises=decide_revise(reading.state, target, by=self._author))
+                if decide_revise(reading.state, target, by=self._author) != event.revises:
+                    raise ConflictError("what this revises became a revision itself: repeat the request")
                 condition = reading.condition
             try:
                 done = self._log.append_once([ev.to_dcb(event)], condition, receipt=receipt)
@@ -154,15 +161,29 @@ def descriptor_of(options: PublishOptions, length: int) -> Descriptor:
     )
 
 
-def event_of(stored: StoredContent, options: PublishOptions, descriptor: bytes) -> ev.ContentPublished:
-    """The event that publishes a stored content."""
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What a content's id commits to, besides vault and author."""
+
+    nonce: bytes
+    revises: bytes | None = None
+    expires_ms: int | None = None
+
+    def content_id(self, vault_id: str, author: str) -> ContentId:
+        """The id."""
+        return content_id_of(vault_id, author, self.nonce, revises=self.revises, expires_ms=self.expires_ms)
+
+
+def event_of(stored: StoredContent, terms: Terms, descriptor: bytes) -> ev.ContentPublished:
+    """The event that publishes a stored content under the id that its terms give."""
     return ev.ContentPublished(
         content_id=stored.content_id,
+        nonce=terms.nonce,
         root=stored.root,
         padded_length=stored.padded_length,
         header=stored.header,
         descriptor=descriptor,
-        expires_ms=options.expires_ms,
+        revises=terms.revises,
+        expires_ms=terms.expires_ms,
     )
 
 

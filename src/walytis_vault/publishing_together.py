@@ -25,7 +25,7 @@ from walytis_vault.domain.errors import StorageError, VaultError
 from walytis_vault.domain.faults import fault
 from walytis_vault.domain.ids import ID_BYTES, ContentId
 from walytis_vault.domain.ports import Clock, Randomness
-from walytis_vault.publishing import UNDECIDED, check_expiry, check_options, descriptor_of, event_of, receipt_of
+from walytis_vault.publishing import UNDECIDED, Terms, check_expiry, check_options, descriptor_of, event_of, receipt_of
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def publish_together(
     store: DiskContentStore,
     wanted: Sequence[InlinePublish],
     *,
+    vault_id: str,
     author: str,
     clock: Clock,
     randomness: Randomness,
@@ -47,8 +48,10 @@ def publish_together(
     kept = iter(log.index.kept_replies(keys, clock.wall_ms()))
     results = _visible(log, [None if w.key is None else _reply_of(next(kept)) for w in wanted])
     fresh = [number for number, found in enumerate(results) if found is None]
-    ids = [ContentId(randomness.token(ID_BYTES)) for _ in fresh]
-    contents = [(content_id, wanted[number]) for content_id, number in zip(ids, fresh, strict=True)]
+    contents = []
+    for number in fresh:
+        terms = Terms(nonce=randomness.token(ID_BYTES), expires_ms=wanted[number].options.expires_ms)
+        contents.append((terms.content_id(vault_id, author), terms, wanted[number]))
     made = _publish_fresh(log.recorder, store, contents, author=author, now_ms=clock.wall_ms())
     for number, result in zip(fresh, made, strict=True):
         results[number] = result
@@ -73,14 +76,14 @@ def _visible(log: VaultLog, found: list[Published | VaultError | None]) -> list[
 def _publish_fresh(
     log: LogRecorder,
     store: DiskContentStore,
-    wanted: Sequence[tuple[ContentId, InlinePublish]],
+    wanted: Sequence[tuple[ContentId, Terms, InlinePublish]],
     *,
     author: str,
     now_ms: int,
 ) -> list[Published | VaultError]:
     results: list[Published | VaultError | None] = [None] * len(wanted)
     writers: list[tuple[int, DiskContentWriter]] = []
-    for number, (content_id, inline) in enumerate(wanted):
+    for number, (content_id, _, inline) in enumerate(wanted):
         try:
             check_expiry(inline.options.expires_ms, now_ms)
             check_options(inline.options)
@@ -96,9 +99,9 @@ def _publish_fresh(
         if isinstance(found, VaultError):
             results[number] = found
             continue
-        content_id, inline = wanted[number]
+        content_id, terms, inline = wanted[number]
         try:
-            event = event_of(found, inline.options, writer.seal_descriptor(descriptor_of(inline.options, found.length)))
+            event = event_of(found, terms, writer.seal_descriptor(descriptor_of(inline.options, found.length)))
         except VaultError as e:
             results[number] = e
             unwanted.append(content_id)

@@ -103,13 +103,26 @@ class NodeService(Commands):
             self._vault_log.wait_for(published.position)
             return published
         check_expiry(options.expires_ms, self._clock.wall_ms())
-        content_id = ContentId(self._randomness.token(ID_BYTES))
-        return Publication(self._log, self._store, content_id, author=self._me, options=options, key=key)
+        return Publication(
+            self._log,
+            self._store,
+            vault_id=self._config.vault_id,
+            author=self._me,
+            nonce=self._randomness.token(ID_BYTES),
+            options=options,
+            key=key,
+        )
 
     def publish_together(self, wanted: Sequence[InlinePublish]) -> list[Published | VaultError]:
         """See `VaultService.publish_together`."""
         return publish_together(
-            self._vault_log, self._store, wanted, author=self._me, clock=self._clock, randomness=self._randomness
+            self._vault_log,
+            self._store,
+            wanted,
+            vault_id=self._config.vault_id,
+            author=self._me,
+            clock=self._clock,
+            randomness=self._randomness,
         )
 
     def open_content(self, content_id: str, *, timeout: float) -> ContentReader:
@@ -164,7 +177,7 @@ class NodeService(Commands):
             changes = decide_retract(reading.state, wanted, by=self._me)
             return [ev.ContentRetracted(content_id=wanted)] if changes else []
 
-        return self._command(decide, contents=[wanted], key=key)
+        return self._command(decide, contents=[wanted], key=key)[0]
 
     def restore(self, content_id: str, key: RequestKey | None = None) -> int:
         """See `VaultService.restore`."""
@@ -174,7 +187,7 @@ class NodeService(Commands):
             changes = decide_restore(reading.state, wanted, by=self._me)
             return [ev.ContentRestored(content_id=wanted)] if changes else []
 
-        return self._command(decide, contents=[wanted], key=key)
+        return self._command(decide, contents=[wanted], key=key)[0]
 
     # -- queries ------------------------------------------------------------------------------------------------
 

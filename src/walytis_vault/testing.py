@@ -60,12 +60,18 @@ def published(number: int, *, size: int = 1024, revises: int | None = None) -> e
     """A publication."""
     return ev.ContentPublished(
         content_id=content(number),
+        nonce=bytes(16),
         root=hashlib.sha256(b"root %d" % number).digest(),
         padded_length=size,
         header=bytes(56),
         descriptor=b"sealed %d" % number,
         revises=None if revises is None else content(revises),
     )
+
+
+def proposed(ballot_id: bytes, number: int) -> ev.ForgettingProposed:
+    """A proposal that asks all members to forget one content."""
+    return ev.ForgettingProposed(ballot_id=ballot_id, nonce=bytes(16), contents=(content(number),), electorate=MEMBERS)
 
 
 def keys_of(member: str) -> ev.DeviceKeys:
@@ -91,11 +97,19 @@ def sample_history() -> list[ev.Recorded]:
         at(ev.ContentRetracted(content_id=content(1)), bob, 3302),
         at(ev.ContentRestored(content_id=content(1)), bob, 3303),
         at(ev.ContentRetracted(content_id=content(2)), cyd, 3304),
-        at(ev.ForgettingProposed(ballot_id=ballot, contents=(content(3),), electorate=MEMBERS), ada, 3305),
+        at(
+            proposed(ballot, 3),
+            ada,
+            3305,
+        ),
         at(ev.ForgettingConsented(ballot_id=ballot), bob, 3306),
         at(ev.ForgettingConsented(ballot_id=ballot), cyd, 3307),
         *(at(ev.ContentErased(contents=(content(3),), ballot_id=ballot), m, 3308) for m in MEMBERS),
-        at(ev.ForgettingProposed(ballot_id=other, contents=(content(4),), electorate=MEMBERS), bob, 3309),
+        at(
+            proposed(other, 4),
+            bob,
+            3309,
+        ),
         at(ev.ForgettingRefused(ballot_id=other), ada, 3310),
         at(ev.ForgettingWithdrawn(ballot_id=other), bob, 3311),
         at(ev.DeviceRemoved(member=bob, device=f"{bob}/1", accepted=()), ada, 3312),

@@ -231,6 +231,7 @@ def test_sealed_bytes_go_with_their_content(tmp_path: Path, make_postgres: MakeS
     sealed = secrets.token_bytes(40)
     publication = ev.ContentPublished(
         content_id=content(1),
+        nonce=bytes(16),
         root=hashlib.sha256(b"").digest(),
         padded_length=1,
         header=bytes(56),

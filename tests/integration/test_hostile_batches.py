@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import pytest
 
 from support.canaries import find_canaries
 from support.hostile_member import HostileMember
+from support.log_world import Device, proposal, publication
 from support.peer_nodes import Member, agree, eventually, found_and_join, meet, stop_all
 from walytis_vault import ForgottenError
 from walytis_vault.domain import events as ev
@@ -44,21 +45,20 @@ def evil(trio: Trio) -> Iterator[HostileMember]:
         trio[2].start()
 
 
-def something() -> ev.Event:
+def something(evil: HostileMember, revises: bytes | None = None) -> ev.ContentPublished:
     """A publication that nobody holds."""
-    return ev.ContentPublished(
-        content_id=secrets.token_bytes(16),
-        root=secrets.token_bytes(32),
-        padded_length=1000,
-        header=secrets.token_bytes(56),
-        descriptor=secrets.token_bytes(200),
-    )
+    return publication(evil.vault_id, evil.did, nonce=secrets.token_bytes(16), revises=revises)
+
+
+def asking(evil: HostileMember, content: bytes, electorate: Iterable[str]) -> ev.ForgettingProposed:
+    """A proposal by the hostile member."""
+    return proposal(evil.vault_id, evil.did, [content], sorted(electorate), nonce=secrets.token_bytes(16))
 
 
 def test_a_fork_told_to_two_nodes_is_known_to_both(trio: Trio, evil: HostileMember) -> None:
     """Two batches under one number, one for each node and none on the chain: both nodes get both, and go on."""
     a, b, _ = trio
-    one, two = evil.batch(something()), evil.batch(something())
+    one, two = evil.batch(something(evil)), evil.batch(something(evil))
     evil.push(a, one[1])
     evil.push(b, two[1])
     evil.end()
@@ -94,7 +94,7 @@ def test_what_was_forgotten_stays_so_whatever_is_published_again(trio: Trio, evi
         payload = again.run("published", content_id=bytes.fromhex(content_id))
         event = ev.PRODUCT_EVENTS.decode(ev.ContentPublished.TOPIC, bytes(payload))
         assert isinstance(event, ev.ContentPublished)
-        revision = msgspec.structs.replace(event, content_id=secrets.token_bytes(16), revises=event.content_id)
+        revision = something(again, revises=event.content_id)
         other_root = msgspec.structs.replace(event, root=secrets.token_bytes(32))
         for made in (event, other_root, revision):
             again.to_chain(again.batch(made)[1])
@@ -116,27 +116,25 @@ def test_nobody_is_forced_to_forget(trio: Trio, evil: HostileMember) -> None:
     a, b, _ = trio
     content_id = a.client.publish(b"not yours to forget").content_id
     eventually(lambda: b.state(content_id) == "available", "the content came")
-    wanted, evil_did = bytes.fromhex(content_id), evil.run("announced")["member"]
+    wanted, evil_did = bytes.fromhex(content_id), evil.did
     evil.run("pull", device=a.did)
     assert _knows(evil, wanted)
     for electorate in ((evil_did,), (evil_did, "did:nobody:1"), (evil_did, b.did)):
-        ballot_id = secrets.token_bytes(16)
-        proposal = ev.ForgettingProposed(ballot_id=ballot_id, contents=(wanted,), electorate=tuple(sorted(electorate)))
-        evil.to_chain(evil.batch(proposal)[1])
-        evil.to_chain(evil.batch(ev.ForgettingConsented(ballot_id=ballot_id))[1])
-        evil.to_chain(evil.batch(ev.ContentErased(contents=(wanted,), ballot_id=ballot_id))[1])
+        asked = asking(evil, wanted, electorate)
+        evil.to_chain(evil.batch(asked)[1])
+        evil.to_chain(evil.batch(ev.ForgettingConsented(ballot_id=asked.ballot_id))[1])
+        evil.to_chain(evil.batch(ev.ContentErased(contents=(wanted,), ballot_id=asked.ballot_id))[1])
     harmless = b.client.publish(b"may go").content_id
     eventually(lambda: a.row(harmless), "the content is known")
     honest = b.client.forget(harmless).ballot_id
     eventually(lambda: a.ballot(honest), "the honest ballot is seen")
-    all_dids = tuple(sorted((a.did, b.did, evil_did)))
-    retold = ev.ForgettingProposed(ballot_id=bytes.fromhex(honest), contents=(wanted,), electorate=all_dids)
+    retold = asking(evil, wanted, (a.did, b.did, evil_did))
+    retold = msgspec.structs.replace(retold, ballot_id=bytes.fromhex(honest))
     evil.to_chain(evil.batch(retold)[1])
     evil.to_chain(evil.batch(ev.ForgettingConsented(ballot_id=bytes.fromhex(honest)))[1])
     a.client.consent(honest)
     evil.to_chain(evil.batch(ev.ContentRetracted(content_id=wanted))[1])
-    marker = something()
-    assert isinstance(marker, ev.ContentPublished)
+    marker = something(evil)
     evil.to_chain(evil.batch(marker)[1])
     for member in (a, b):
         eventually(lambda m=member: m.row(marker.content_id.hex()), "all of that has arrived")  # type: ignore[misc]
@@ -181,7 +179,7 @@ def test_a_removed_member_gets_and_changes_nothing(trio: Trio, evil: HostileMemb
     a, b, _ = trio
     content_id = a.client.publish(b"before the removal").content_id
     eventually(lambda: b.state(content_id) == "available", "the content came")
-    wanted, evil_did = bytes.fromhex(content_id), evil.run("announced")["member"]
+    wanted, evil_did = bytes.fromhex(content_id), evil.did
     evil.run("pull", device=a.did)
     assert _knows(evil, wanted)
     number, previous, heads = evil.run("position")
@@ -196,15 +194,11 @@ def test_a_removed_member_gets_and_changes_nothing(trio: Trio, evil: HostileMemb
         for request in requests:
             kind, said, parts = evil.ask(member, request)
             assert (kind, parts) == ("timeout", []), said
-    keys = ev.DeviceKeys(
-        member="did:test:ghost", device="did:test:ghost", ed25519=secrets.token_bytes(32),
-        ml_dsa_65=secrets.token_bytes(1952), bus=secrets.token_bytes(32), peer_id="ghost",
-    )  # fmt: skip
+    ghost = Device("ghost")
+    keys = ghost.keys(evil.vault_id)
     admits = ev.MemberAdmitted(member=keys.member, keys=keys, invitation=secrets.token_bytes(32))
-    proposal = ev.ForgettingProposed(
-        ballot_id=secrets.token_bytes(16), contents=(wanted,), electorate=tuple(sorted((a.did, b.did, evil_did)))
-    )
-    backdated = [something(), proposal, admits, ev.MemberRemoved(member=a.did, accepted=())]
+    late = asking(evil, wanted, (a.did, b.did, evil_did))
+    backdated = [something(evil), late, admits, ev.MemberRemoved(member=a.did, accepted=())]
     for event in backdated:
         number += 1
         previous, envelope = evil.batch(event, number=number, previous=bytes(previous), heads=heads)
@@ -219,7 +213,7 @@ def test_a_removed_member_gets_and_changes_nothing(trio: Trio, evil: HostileMemb
     assert all(audit["ok"] for audit in audits)
     assert {m.did for m in a.client.members() if m.state != "removed"} == {a.did, b.did}
     assert all(m.client.request(content_id) == b"before the removal" for m in (a, b))
-    assert all(m.ballot(proposal.ballot_id.hex()) is None for m in (a, b))
+    assert all(m.ballot(late.ballot_id.hex()) is None for m in (a, b))
     agree(a, b)
 
 

@@ -103,9 +103,9 @@ def forgeries(outsider: Outsider) -> dict[str, bytes]:
         return posing.batch(vault, events, number=body.number + 1, previous=last.batch_id).envelope()
 
     invitation = secrets.token_bytes(32)
-    admitted = ev.MemberAdmitted(member=stranger.member, keys=stranger.keys(), invitation=invitation)
+    admitted = ev.MemberAdmitted(member=stranger.member, keys=stranger.keys(vault), invitation=invitation)
     erased = ev.ContentErased(contents=(secrets.token_bytes(16),), ballot_id=secrets.token_bytes(16))
-    refounded = [ev.VaultFounded(founder=stranger.member, group="did:x"), ev.KeyAnnounced(keys=stranger.keys())]
+    refounded = [ev.VaultFounded(founder=stranger.member, group="did:x"), ev.KeyAnnounced(keys=stranger.keys(vault))]
     return {
         "no batch": b"\x01" + secrets.token_bytes(100),
         "random of a batch's size": b"\x01" + secrets.token_bytes(len(envelope) - 1),
@@ -123,7 +123,7 @@ def forgeries(outsider: Outsider) -> dict[str, bytes]:
         ).envelope(),
         "admitting itself": stranger.batch(vault, [admitted], number=1, heads=[last.batch_id]).envelope(),
         "admitting itself in a member's name": after(admitted),
-        "announcing a key for a member": after(ev.KeyAnnounced(keys=posing.keys())),
+        "announcing a key for a member": after(ev.KeyAnnounced(keys=posing.keys(vault))),
         "founding again": stranger.batch(vault, refounded, number=1).envelope(),
         "removing a member": after(ev.MemberRemoved(member=body.author, accepted=())),
         "forgetting": after(erased),

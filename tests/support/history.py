@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from support.log_world import GROUP, Device, note
+import msgspec
+
+from support.log_world import GROUP, Device, note, proposal, publication
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.events import (
     ANY_MEMBER,
@@ -17,7 +19,6 @@ from walytis_vault.domain.events import (
     DeviceRemoved,
     Event,
     ForgettingConsented,
-    ForgettingProposed,
     ForgettingRefused,
     ForgettingWithdrawn,
     KeyAnnounced,
@@ -33,7 +34,8 @@ _DEVICES: dict[str, Device] = {}
 def device(name: str) -> Device:
     """Keys are dear to make: one set a name for all histories. `m1/2` is a device of the member `m1`."""
     if name not in _DEVICES:
-        _DEVICES[name] = Device(name, name.partition("/")[0])
+        first = name.partition("/")[0]
+        _DEVICES[name] = Device(name, device(first) if first != name else None)
     return _DEVICES[name]
 
 
@@ -45,6 +47,7 @@ class History:
     ) -> None:
         """Write `size` batches; with `contents` members also publish, hide, revise and vote."""
         self._contents: list[bytes] = []
+        self._published: list[tuple[str, ContentPublished]] = []
         self._ballots: list[bytes] = []
         self._with_contents = contents
         self._random = random.Random(seed)
@@ -53,12 +56,12 @@ class History:
         self._past: dict[bytes, frozenset[bytes]] = {}
         self._seen: dict[str, set[bytes]] = {}
         self._last: dict[str, tuple[int, bytes]] = {}
-        self._invitations = 0
+        self._invitations = self._extras = 0
         founder = device("m0")
         self._members = ["m0"]
         """Every device that was ever let in; a member's first one has the member's name."""
         vault_founded = VaultFounded(founder=founder.member, group=GROUP, removal_policy=policy)
-        founded = [vault_founded, KeyAnnounced(keys=founder.keys())]
+        founded = [vault_founded, KeyAnnounced(keys=founder.keys(vault_id))]
         self._seen["m0"] = set()
         self.root = self._write("m0", founded)
         for name in ("m1", "m2"):
@@ -69,7 +72,7 @@ class History:
     def _step(self) -> None:
         actor = self._random.choice(self._members)
         if self._with_contents and self._random.random() < 0.7:
-            self._write(actor, [self._content_event()])
+            self._write(actor, [self._content_event(device(actor).member)])
             return
         match self._random.randrange(10):
             case 0 | 1:
@@ -93,31 +96,29 @@ class History:
             case _:
                 self._write(actor, [KeyAnnounced(keys=self._fresh_keys(actor))])
 
-    def _content_event(self) -> Event:
+    def _content_event(self, author: str) -> Event:
         """Something about contents or ballots, often out of place: nobody checked before signing."""
         pick, ids, ballots = self._random.randrange(12), self._contents, self._ballots
         if pick < 4 or not ids:
-            again = len(ids) > 1 and self._random.random() < 0.2
-            if not again:
-                ids.append(self._random.randbytes(16))
-            return ContentPublished(
-                content_id=self._random.choice(ids) if again else ids[-1],
-                root=self._random.randbytes(32),
-                padded_length=self._random.randrange(1 << 20),
-                header=self._random.randbytes(56),
-                descriptor=self._random.randbytes(200),
-                revises=self._random.choice(ids) if self._random.random() < 0.4 and len(ids) > 1 else None,
-            )
+            own = [made for who, made in self._published if who == author]
+            if own and self._random.random() < 0.2:  # once more under the same id, with other bytes
+                return msgspec.structs.replace(self._random.choice(own), root=self._random.randbytes(32))
+            revises = self._random.choice(ids) if self._random.random() < 0.4 and ids else None
+            made = publication(self._vault, author, nonce=self._random.randbytes(16), revises=revises)
+            ids.append(made.content_id)
+            self._published.append((author, made))
+            return made
         content = self._random.choice(ids)
         if pick == 4:
             return ContentRetracted(content_id=content)
         if pick == 5:
             return ContentRestored(content_id=content)
         if pick < 8 or not ballots:
-            ballots.append(self._random.randbytes(16))
-            electorate = tuple(sorted(device(m).member for m in self._members))
+            electorate = {device(m).member for m in self._members}
             chosen = tuple(dict.fromkeys(self._random.choices(ids, k=2)))
-            return ForgettingProposed(ballot_id=ballots[-1], contents=chosen, electorate=electorate)
+            asked = proposal(self._vault, author, chosen, sorted(electorate), nonce=self._random.randbytes(16))
+            ballots.append(asked.ballot_id)
+            return asked
         ballot = self._random.choice(ballots)
         if pick < 10:
             return ForgettingConsented(ballot_id=ballot)
@@ -126,24 +127,26 @@ class History:
         return ContentErased(contents=(content,), ballot_id=ballot)
 
     def _fresh_keys(self, name: str) -> DeviceKeys:
-        member = device(name)
-        extra = device(f"{name}-extra")
-        extra.member = member.member
-        return extra.keys()
+        """Keys of one more device of the member, which never writes."""
+        self._extras += 1
+        extra = f"{name}-{self._extras}"
+        if extra not in _DEVICES:
+            _DEVICES[extra] = Device(extra, device(name))
+        return _DEVICES[extra].keys(self._vault)
 
     def _sync(self, a: str, b: str) -> None:
         self._seen[a] |= self._seen[b]
 
     def _admit(self, actor: str, name: str) -> None:
         self._invitations += 1
-        keys = device(name).keys()
+        keys = device(name).keys(self._vault)
         secret = self._invitations.to_bytes(32, "big")
         self._write(actor, [MemberAdmitted(member=keys.member, keys=keys, invitation=secret)])
         self._members.append(name)
         self._seen[name] = set(self._seen[actor])
 
     def _add_device(self, actor: str, name: str) -> None:
-        self._write(actor, [KeyAnnounced(keys=device(name).keys())])
+        self._write(actor, [KeyAnnounced(keys=device(name).keys(self._vault))])
         self._members.append(name)
         self._seen[name] = set(self._seen[actor])
 

@@ -148,8 +148,13 @@ def announced(runtime: Any, home: str) -> dict[str, Any]:
     """This device's own keys as it announced them, and its id."""
     me = _hostile(runtime, home)
     keys = me.keys_of(me.config.device)
-    return {"device": me.config.device, "member": me.config.member, "key_id": bytes(key_id_of_device(keys)),
-            "bus": z85.decode(me.bus.public.encode())}  # fmt: skip
+    return {
+        "device": me.config.device,
+        "member": me.config.member,
+        "vault_id": me.config.vault_id,
+        "key_id": bytes(key_id_of_device(keys)),
+        "bus": z85.decode(me.bus.public.encode()),
+    }
 
 
 def published(runtime: Any, home: str, content_id: bytes) -> bytes:

@@ -35,6 +35,8 @@ class HostileMember:
         self.child = WalytisChild(home.parent, peers=peers)
         for address in peers:
             self.child.call("connect", address=address)
+        who = self.run("announced")
+        self.did, self.vault_id = str(who["member"]), str(who["vault_id"])
 
     def run(self, function: str, **arguments: Any) -> Any:
         """Have the child do one of `hostile_actions`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +13,18 @@ from walytis_vault.adapters.crypto.signing import HybridSigner, HybridVerifier
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.system import SystemClock
 from walytis_vault.adapters.walytis.vault_log import VaultLog, found_vault
+from walytis_vault.domain import claims
 from walytis_vault.domain.batch import BATCH_VERSION, BatchBody, EventRecord, SignedBatch, seal_batch
 from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.events import (
     ANY_MEMBER,
     PRODUCT_EVENTS,
+    ContentPublished,
     ContentRetracted,
     DeviceKeys,
     Event,
     EventTable,
+    ForgettingProposed,
     KeyAnnounced,
     VaultFounded,
     to_dcb,
@@ -34,14 +38,14 @@ GROUP = "did:test:group"
 class Device:
     """A device of a member, with its signing keys."""
 
-    def __init__(self, name: str, member: str | None = None) -> None:
+    def __init__(self, name: str, member: Device | None = None) -> None:
         self.signer = HybridSigner.generate()
-        self.device = f"did:test:{name}"
-        self.member = f"did:test:{member or name}"
+        self.device = claims.device_name(f"did:test:{name}", self.signer.key_id)
+        self.member: str = self.device if member is None else member.member
 
-    def keys(self) -> DeviceKeys:
-        """What it announces."""
-        return DeviceKeys(
+    def keys(self, vault_id: str) -> DeviceKeys:
+        """What it announces in a vault."""
+        keys = DeviceKeys(
             member=self.member,
             device=self.device,
             ed25519=self.signer.ed25519_public,
@@ -49,6 +53,7 @@ class Device:
             bus=b"b" * 32,
             peer_id="peer",
         )
+        return claims.prove_possession(keys, vault_id, self.signer)
 
     def batch(
         self,
@@ -99,7 +104,7 @@ def founded(chain: Chain, device: Device, policy: str = ANY_MEMBER) -> BatchId:
         chain,
         device.signer,
         VaultFounded(founder=device.member, group=GROUP, removal_policy=policy),
-        KeyAnnounced(keys=device.keys()),
+        KeyAnnounced(keys=device.keys(chain.chain_id)),
         SystemClock(),
     )
 
@@ -124,3 +129,28 @@ def open_log(
 def note(number: int) -> ContentRetracted:
     """A small valid event that differs by its number."""
     return ContentRetracted(content_id=number.to_bytes(16, "big"))
+
+
+def publication(
+    vault_id: str, author: str, *, nonce: bytes, revises: bytes | None = None, expires_ms: int | None = None
+) -> ContentPublished:
+    """A publication under an id that its author can give."""
+    return ContentPublished(
+        content_id=claims.content_id_of(vault_id, author, nonce, revises=revises, expires_ms=expires_ms),
+        nonce=nonce,
+        root=hashlib.sha256(nonce).digest(),
+        padded_length=1000,
+        header=bytes(56),
+        descriptor=b"sealed",
+        revises=revises,
+        expires_ms=expires_ms,
+    )
+
+
+def proposal(
+    vault_id: str, proposer: str, contents: Sequence[bytes], electorate: Sequence[str], *, nonce: bytes = bytes(16)
+) -> ForgettingProposed:
+    """A proposal under an id that its proposer can give."""
+    asked, dids = tuple(contents), tuple(sorted(electorate))
+    ballot_id = claims.ballot_id_of(vault_id, proposer, nonce, asked, dids)
+    return ForgettingProposed(ballot_id=ballot_id, nonce=nonce, contents=asked, electorate=dids)

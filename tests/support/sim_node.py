@@ -8,8 +8,6 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from walytis_vault.adapters.crypto.ciphertext_root import split_leaves
 from walytis_vault.adapters.crypto.content_cipher import ContentDecryptor, ciphertext_length, content_context
 from walytis_vault.adapters.crypto.descriptor import Descriptor
@@ -21,9 +19,9 @@ from walytis_vault.adapters.storage.view_store import TemporaryViewStore
 from walytis_vault.adapters.walytis.block_keeper import BlockKeeper
 from walytis_vault.adapters.walytis.memory_chain import MemoryChain
 from walytis_vault.adapters.walytis.vault_log import VaultLog
-from walytis_vault.bus.messages import PublishOptions
 from walytis_vault.commands import Commands
 from walytis_vault.domain import events as ev
+from walytis_vault.domain.claims import device_name, prove_possession
 from walytis_vault.domain.contents import decide_revise
 from walytis_vault.domain.errors import ForgottenError
 from walytis_vault.domain.ids import BatchId, ContentId, Root
@@ -34,7 +32,7 @@ from walytis_vault.peers.desk import PeerDesk
 from walytis_vault.projections.base import Local
 from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.plugins import OWN
-from walytis_vault.publishing import event_of
+from walytis_vault.publishing import Terms, event_of
 from walytis_vault.reading import Reading, read_state
 
 YEARS_10_MS = 10 * 365 * 24 * 3600 * 1000
@@ -70,14 +68,16 @@ class SimRandomness:
 class SimDevice:
     """A member with one device, whose keys follow from its name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, vault_id: str) -> None:
         seed = hashlib.sha512(b"simulated device " + name.encode()).digest()
-        self.name, self.did = name, f"did:sim:{name}"
+        self.name = name
         self.signer = HybridSigner.from_private_bytes(seed)
-        self.keys = ev.DeviceKeys(
+        self.did = device_name(f"did:sim:{name}", self.signer.key_id)
+        keys = ev.DeviceKeys(
             member=self.did, device=self.did, ed25519=self.signer.ed25519_public,
             ml_dsa_65=self.signer.ml_dsa_65_public, bus=hashlib.sha256(seed).digest(), peer_id=f"peer-{name}",
         )  # fmt: skip
+        self.keys = prove_possession(keys, vault_id, self.signer)
 
 
 class _Book:
@@ -174,17 +174,18 @@ class SimNode:
 
     def publish(self, data: bytes, revises: str | None = None) -> str:
         """Publish; return the id. Raises VaultError."""
-        content_id = ContentId(self.randomness.token(16))
+        condition, original = None, None
+        if revises is not None:
+            reading = self.read(bytes.fromhex(revises))
+            original = decide_revise(reading.state, bytes.fromhex(revises), by=self.device.did)
+            condition = reading.condition
+        terms = Terms(nonce=self.randomness.token(16), revises=original)
+        content_id = terms.content_id(self.chain.chain_id, self.device.did)
         writer = self.store.writer(content_id, author=self.device.did)
         writer.write(data)
         stored = writer.finish()
         sealed = self.store.seal_descriptor(content_id, Descriptor(name="simulated", length=stored.length))
-        event = event_of(stored, PublishOptions(), sealed)
-        condition = None
-        if revises is not None:
-            reading = self.read(bytes.fromhex(revises))
-            target = decide_revise(reading.state, bytes.fromhex(revises), by=self.device.did)
-            event, condition = msgspec.structs.replace(event, revises=target), reading.condition
+        event = event_of(stored, terms, sealed)
         self.log.recorder.append([ev.to_dcb(event)], condition)
         return content_id.hex()
 

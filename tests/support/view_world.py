@@ -39,6 +39,7 @@ def published(number: int, *, revises: int | None = None, expires_ms: int | None
     """A publication whose descriptor is sealed by being written backwards (see `Vault`)."""
     return ev.ContentPublished(
         content_id=content(number),
+        nonce=bytes(16),
         root=hashlib.sha256(b"root %d" % number).digest(),
         padded_length=size,
         header=bytes(56),
@@ -52,6 +53,7 @@ def proposed(number: int, contents: Sequence[int], electorate: Sequence[str] = M
     """A proposal to forget."""
     return ev.ForgettingProposed(
         ballot_id=ballot(number),
+        nonce=bytes(16),
         contents=tuple(content(c) for c in contents),
         electorate=tuple(electorate),
         reason=b"sealed reason",

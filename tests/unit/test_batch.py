@@ -23,7 +23,7 @@ from walytis_vault.domain.events import (
 from walytis_vault.domain.limits import LIMITS
 
 DEVICE = Device("a")
-BATCH = DEVICE.batch("QmVault", [note(1), KeyAnnounced(keys=DEVICE.keys())], number=1, heads=[b"h" * 32])
+BATCH = DEVICE.batch("QmVault", [note(1), KeyAnnounced(keys=DEVICE.keys("QmVault"))], number=1, heads=[b"h" * 32])
 
 
 def test_a_batch_comes_back_as_it_was() -> None:
@@ -124,13 +124,19 @@ def test_every_event_keeps_within_one_batch() -> None:
     """The largest allowed proposal and publication fit into a batch body."""
     largest = ForgettingProposed(
         ballot_id=b"b" * 16,
+        nonce=bytes(16),
         contents=tuple(n.to_bytes(16, "big") for n in range(LIMITS.ballot_contents)),
         electorate=("did:x",),
         reason=bytes(LIMITS.descriptor),
     )
     assert len(to_dcb(largest).data) < LIMITS.event_payload
     published = ContentPublished(
-        content_id=b"c" * 16, root=b"r" * 32, padded_length=1, header=bytes(56), descriptor=bytes(LIMITS.descriptor)
+        content_id=b"c" * 16,
+        nonce=bytes(16),
+        root=b"r" * 32,
+        padded_length=1,
+        header=bytes(56),
+        descriptor=bytes(LIMITS.descriptor),
     )
     assert isinstance(BATCH.body, BatchBody)
     assert len(to_dcb(published).data) < LIMITS.event_payload

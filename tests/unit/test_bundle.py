@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from support.history import History
-from support.log_world import Device, founded, note, open_log
+from support.log_world import Device, founded, note, open_log, publication
 from walytis_vault.adapters.system import SystemClock
 from walytis_vault.adapters.walytis.memory_chain import MemoryNetwork
 from walytis_vault.adapters.walytis.vault_log import VaultLog
@@ -21,7 +21,7 @@ from walytis_vault.bundle.export import Exporter
 from walytis_vault.bundle.verify import Expected, verify_bundle
 from walytis_vault.domain.batch import decode_batch
 from walytis_vault.domain.errors import MisuseError
-from walytis_vault.domain.events import ContentPublished, MemberAdmitted, to_dcb
+from walytis_vault.domain.events import MemberAdmitted, to_dcb
 from walytis_vault.domain.ids import BatchId
 
 SMALL = 6
@@ -59,11 +59,13 @@ class Small:
         self.log = open_log(folder / "log", chain, self.device, founded(chain, self.device))
         self.log.start()
         self.log.recorder.append(
-            [to_dcb(MemberAdmitted(member=self.other.member, keys=self.other.keys(), invitation=b"i" * 32))]
+            [
+                to_dcb(
+                    MemberAdmitted(member=self.other.member, keys=self.other.keys(chain.chain_id), invitation=b"i" * 32)
+                )
+            ]
         )
-        published = ContentPublished(
-            content_id=b"c" * 16, root=b"r" * 32, padded_length=10, header=b"h" * 56, descriptor=b"sealed"
-        )
+        published = publication(chain.chain_id, self.device.member, nonce=b"n" * 16)
         self.log.recorder.append([to_dcb(published)])
         for number in range(SMALL - 3):
             self.log.recorder.append([to_dcb(note(number))])
@@ -116,9 +118,9 @@ def test_a_bundle_as_it_was_written_is_sound(small: Small) -> None:
     report = small.check(small.lines, **wanted)
     assert report["ok"], reasons(report)
     assert (report["batches"], report["events"]) == (SMALL, SMALL + 1)
-    assert [m["did"] for m in report["members"]] == ["did:test:a", "did:test:b"]
-    assert report["contents"][0]["author"] == "did:test:a"
-    assert report["exported"]["member"] == "did:test:a"
+    assert [m["did"] for m in report["members"]] == [small.device.member, small.other.member]
+    assert report["contents"][0]["author"] == small.device.member
+    assert report["exported"]["member"] == small.device.member
     assert write(exporter(small.log, small.other), small.path.with_name("b"))["digest"] == small.facts["digest"]
     assert small.check(small.path.with_name("b").read_bytes().splitlines(keepends=True))["ok"]
 

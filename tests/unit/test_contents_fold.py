@@ -123,9 +123,11 @@ def test_forgetting_a_revision_leaves_the_original() -> None:
     assert found[content(2)].forgetting == "carried"
 
 
-def test_a_revision_expires_no_later_than_what_it_revises() -> None:
-    """The earliest expiry above a content is its own."""
-    assert verdict(2, at(published(1, expires_ms=50), A, 2), at(published(2, revises=1), A, 3)).expires_ms == 50
+def test_what_expires_is_only_what_says_so_itself() -> None:
+    """A content does not come to expire by what turns out later about the one that it revises."""
+    revised = at(published(1, expires_ms=50), A, 2), at(published(2, revises=1, expires_ms=60), A, 3)
+    assert verdict(2, *revised).expires_ms == 60
+    assert verdict(2, at(published(1, expires_ms=50), A, 2), at(published(2, revises=1), A, 3)).expires_ms is None
 
 
 def test_an_id_published_twice_is_contested() -> None:

@@ -42,7 +42,7 @@ class World:
         self.tip = self.accept(
             self.founder.batch(
                 self.vault,
-                [MemberAdmitted(member=self.second.member, keys=self.second.keys(), invitation=b"i" * 32)],
+                [MemberAdmitted(member=self.second.member, keys=self.second.keys(self.vault), invitation=b"i" * 32)],
                 number=2,
                 previous=self.root,
             )
@@ -98,7 +98,7 @@ FORGERIES: dict[str, tuple[Callable[[World], bytes], str]] = {
         "not announced in the batch's causal past",
     ),
     "key of another device": (
-        lambda w: _reencode(w.next(), w.second.signer, author="did:test:founder"),
+        lambda w: _reencode(w.next(), w.second.signer, author=w.founder.device),
         "belongs to another device",
     ),
     "signed by another than it says": (
@@ -139,7 +139,7 @@ FORGERIES: dict[str, tuple[Callable[[World], bytes], str]] = {
     ),
     "a key for somebody else": (
         lambda w: w.second.batch(
-            w.vault, [KeyAnnounced(keys=Device("x", "founder").keys())], number=1, heads=[w.tip]
+            w.vault, [KeyAnnounced(keys=Device("x", w.founder).keys(w.vault))], number=1, heads=[w.tip]
         ).envelope(),
         "another member",
     ),
@@ -198,9 +198,10 @@ def test_a_batch_replayed_in_a_new_block_counts_once(world: World) -> None:
 def test_a_superseded_key_signs_no_more(world: World) -> None:
     """A batch that knows of the new key may not use the old one; one that does not know of it may."""
     renewed = Device("second")
+    renewed.device = renewed.member = world.second.device
     announced = world.second.batch(
         world.vault,
-        [KeyAnnounced(keys=renewed.keys(), supersedes=world.second.signer.key_id)],
+        [KeyAnnounced(keys=renewed.keys(world.vault), supersedes=world.second.signer.key_id)],
         number=1,
         heads=[world.tip],
     )

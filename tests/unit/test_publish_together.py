@@ -61,7 +61,13 @@ class Together:
     def publish(self, *wanted: InlinePublish) -> list[Published | VaultError]:
         """Publish them in one go."""
         return publish_together(
-            self.log, self.store, wanted, author=AUTHOR, clock=self.clock, randomness=SystemRandomness()
+            self.log,
+            self.store,
+            wanted,
+            vault_id=self.log.chain.chain_id,
+            author=AUTHOR,
+            clock=self.clock,
+            randomness=SystemRandomness(),
         )
 
     @property

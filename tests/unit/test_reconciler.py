@@ -39,9 +39,8 @@ class Pair:
         self.root: BatchId = founded(self.chain_a, self.a)
         self.log_a = open_log(folder / "a", self.chain_a, self.a, self.root)
         self.log_a.start()
-        self.log_a.recorder.append(
-            [to_dcb(MemberAdmitted(member=self.b.member, keys=self.b.keys(), invitation=b"i" * 32))]
-        )
+        keys = self.b.keys(self.chain_a.chain_id)
+        self.log_a.recorder.append([to_dcb(MemberAdmitted(member=keys.member, keys=keys, invitation=b"i" * 32))])
 
     def open_b(self) -> VaultLog:
         """b's log, not started."""

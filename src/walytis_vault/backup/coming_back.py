@@ -28,6 +28,7 @@ from walytis_vault.backup.restore import RestoredNote
 from walytis_vault.bus.security import bus_keys
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.batch import key_id_of_device
+from walytis_vault.domain.claims import prove_possession
 from walytis_vault.domain.errors import (
     PermissionRefusedError,
     StorageError,
@@ -203,6 +204,7 @@ class ComingBack:
                 peer_id=self._runtime.peer_id,
             )
             assert key_id_of_device(keys) == fresh.key_id
+            keys = prove_possession(keys, self._config.vault_id, fresh)
             identity = IdentityKeeper.open(self._home.identity, secrets[IDENTITY_SECRET])
             certificate = identity.certify(msgspec.msgpack.encode(keys))
             identity.close()

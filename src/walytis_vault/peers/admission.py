@@ -19,12 +19,14 @@ from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery, DCBQueryItem
 from eventsourcing.persistence import IntegrityError
 from zmq.utils import z85
 
+from walytis_vault.adapters.crypto.signing import HybridVerifier
 from walytis_vault.adapters.identity import IdentityKeeper
 from walytis_vault.adapters.walytis.chain_pack import pack_chain
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.bus.security import BusKeys
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.batch import key_id_of_device
+from walytis_vault.domain.claims import is_first_key, proves_possession
 from walytis_vault.domain.errors import (
     ConflictError,
     MisuseError,
@@ -183,6 +185,8 @@ class Admission:
             fits = keys.member == (self._config.member if entry.own_device else keys.device)
             if not fits or not keys.peer_id or (entry.own_device and keys.device == keys.member):
                 raise UntrustedInputError("these are not the keys of whom the invitation was made for")
+            if not is_first_key(keys) or not proves_possession(keys, self._config.vault_id, HybridVerifier()):
+                raise UntrustedInputError("the newcomer's keys are not vouched for by themselves")
             self._invitations.use(entry, key_id, keys.device)
             position = self._append(keys, key_id, entry)
             self._drop_packs(door_key)
