@@ -131,6 +131,19 @@ def fold_membership(facts: Iterable[MembershipFact], root: BatchId, leads: Leads
         dropped |= ghosts
 
 
+def full_name(membership: Membership, text: str) -> str:
+    """The member or device that a person means: by its name, by the DID in it, or by the fingerprint behind the `#`.
+
+    Returns `text` itself where it means none, or several.
+    """
+    names = {*membership.members, *(k.device for k in membership.keys.values())}
+    if text in names:
+        return text
+    parts = {n: n.partition("#") for n in names if "#" in n}
+    meant = [n for n, (did, sign, fingerprint) in parts.items() if text in (did, fingerprint, sign + fingerprint)]
+    return meant[0] if len(meant) == 1 else text
+
+
 def decide_remove(
     membership: Membership, did: str, *, by: str, device: str, reason: str, only_device: bool
 ) -> MemberRemoved | DeviceRemoved | None:

@@ -13,7 +13,7 @@ from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.bus.messages import InvitationInfo, RequestKey
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.errors import ConflictError
-from walytis_vault.domain.membership import decide_remove
+from walytis_vault.domain.membership import decide_remove, full_name
 from walytis_vault.domain.ports import Clock
 from walytis_vault.eraser import Eraser
 from walytis_vault.home import VaultConfig
@@ -81,7 +81,12 @@ class MemberDesk:
             after, membership = self._log.index.horizon, self._log.membership()
             # What of the victim's is accepted is filled in by the writer, in the transaction that takes the heads.
             event = decide_remove(
-                membership, did, by=self._config.member, device=self._config.device, reason=reason, only_device=device
+                membership,
+                full_name(membership, did),
+                by=self._config.member,
+                device=self._config.device,
+                reason=reason,
+                only_device=device,
             )
             if event is None:
                 return after

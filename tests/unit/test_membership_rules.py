@@ -16,7 +16,7 @@ from walytis_vault.domain import events as ev
 from walytis_vault.domain.batch import key_id_of_device
 from walytis_vault.domain.errors import ConflictError, PermissionRefusedError, UnknownIdError
 from walytis_vault.domain.ids import BatchId
-from walytis_vault.domain.membership import Membership, MembershipFact, decide_remove, fold_membership
+from walytis_vault.domain.membership import Membership, MembershipFact, decide_remove, fold_membership, full_name
 
 ROOT = BatchId(b"r" * 32)
 
@@ -283,3 +283,14 @@ def test_a_command_to_remove_is_decided_by_who_asks_and_what_is_named() -> None:
     past.say("F", 5, ev.MemberRemoved(member="M", accepted=past.cut("M")))
     folded = past.fold()
     assert decide("M", "F") is None
+
+
+def test_people_need_not_write_whole_names() -> None:
+    """A name, the DID in it, or its fingerprint alone mean the same; what means several things means itself."""
+    past = Past()
+    past.admit("F", 2, "did:x:M#abc")
+    folded = past.fold()
+    for text in ("did:x:M#abc", "did:x:M", "abc", "#abc"):
+        assert full_name(folded, text) == "did:x:M#abc"
+    for text in ("", "#", "did:x", "ab", "did:x:m"):
+        assert full_name(folded, text) == text

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from walytis_vault.cli.output import Column, moment, short_did, size
 
+DID_WIDTH: Final = 120
+"""Terminals of fewer columns show a member by its fingerprint, which names it as well."""
 GONE: Final = "(forgotten)"
 WORDS_MOST: Final = 3
 """Elements of a list that a cell names before it counts the rest."""
@@ -30,6 +32,11 @@ def _note(row: dict[str, Any]) -> str:
     if row.get("contested"):
         said.append("contested")
     return ",".join(said)
+
+
+def _fingerprint(did: str) -> str:
+    indent = " " * (len(did) - len(did.lstrip()))
+    return indent + (did.rpartition("#")[2] or did.strip())
 
 
 def _about(row: dict[str, Any]) -> str:
@@ -60,7 +67,8 @@ BALLOTS: Final = (
     Column("REASON", lambda r: r.get("reason") or "", from_width=140, elastic=True),
 )
 MEMBERS: Final = (
-    Column("DID", lambda r: r["did"]),
+    Column("MEMBER", lambda r: _fingerprint(r["did"]), below_width=DID_WIDTH),
+    Column("DID", lambda r: r["did"], from_width=DID_WIDTH),
     Column("STATE", lambda r: r["state"], coloured=True),
     Column("DEVICES", lambda r: len(r["devices"]) if "devices" in r else "", right=True, from_width=100),
     Column("SINCE", lambda r: moment(r["time"]), from_width=120),

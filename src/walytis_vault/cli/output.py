@@ -103,6 +103,7 @@ class Column:
         title: its heading.
         cell: makes the text from a row.
         from_width: shown on terminals of at least this many columns; everywhere else always.
+        below_width: shown on terminals of fewer columns only, in place of something longer; 0: no such bound.
         right: aligned to the right.
         elastic: may be cut to make the table fit.
         coloured: coloured by its value as a state.
@@ -112,6 +113,7 @@ class Column:
     title: str
     cell: Callable[[dict[str, Any]], object]
     from_width: int = 0
+    below_width: int = 0
     right: bool = False
     elastic: bool = False
     coloured: bool = False
@@ -121,7 +123,7 @@ class Column:
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:
     """Print rows aligned. On a terminal it fits the width; in a pipe or file nothing is left out or cut."""
     screen = screen_width()
-    shown = [c for c in columns if screen is None or c.from_width <= screen]
+    shown = [c for c in columns if (screen is None or c.from_width <= screen) and _stands_in(c, screen)]
     shown = [c for c in shown if screen is None or not c.optional or any(c.cell(row) for row in rows)]
     cells = [[printable(c.cell(row)) for c in shown] for row in rows]
     widths = [max([cell_width(c.title), *(cell_width(line[i]) for line in cells)]) for i, c in enumerate(shown)]
@@ -130,6 +132,10 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:
     click.secho(_join([_fit(c.title, widths[i], c) for i, c in enumerate(shown)]), bold=True)
     for line in cells:
         click.echo(_join([_paint(_fit(text, widths[i], shown[i]), text, shown[i]) for i, text in enumerate(line)]))
+
+
+def _stands_in(column: Column, screen: int | None) -> bool:
+    return not column.below_width or (screen is not None and screen < column.below_width)
 
 
 def _squeeze(widths: list[int], columns: Sequence[Column], screen: int) -> None:

@@ -136,8 +136,9 @@ def join(session: Session, code: str, name: str, passphrase_file: Path | None, n
 def remove(session: Session, did: str, reason: str, device: bool, timeout: float) -> None:
     """Remove a member, or one device of a member, for ever.
 
-    It gets nothing more, and nothing that it makes from now on counts. Who may do this was laid down at `init`;
-    the other devices of a member may always remove one that was lost.
+    DID is as `members` shows it; the part behind the `#` is enough. It gets nothing more, and nothing that it makes
+    from now on counts. Who may do this was laid down at `init`; the other devices of a member may always remove one
+    that was lost.
     """
     with session.client(timeout) as client:
         position = client.remove(did, reason=reason, device=device)
