@@ -117,8 +117,9 @@ class Machine:
         session = Publication(
             self.log.recorder,
             self.store,
-            ContentId(secrets.token_bytes(16)),
+            vault_id=self.log.chain.chain_id,
             author=self._device.member,
+            nonce=secrets.token_bytes(16),
             options=PublishOptions(name="n"),
             key=key,
         )
@@ -144,6 +145,7 @@ class Machine:
             self.log,
             self.store,
             wanted,
+            vault_id=self.log.chain.chain_id,
             author=self._device.member,
             clock=SystemClock(),
             randomness=SystemRandomness(),
