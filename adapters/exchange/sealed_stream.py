@@ -24,6 +24,8 @@ SESSION_BYTES: Final = 16
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
 HELLO_BYTES: Final = SESSION_BYTES + TAG_BYTES
+FRAME_S: Final = 30.0
+"""Time for one whole frame, however it drips: 1 MiB comes at 35 KiB/s, or not at all."""
 LABEL: Final = b"walytis-vault/bulk/v1"
 _HELLO, _DIALLER, _DOOR = 0, 1, 2
 """First byte of a nonce: who seals."""
@@ -71,10 +73,7 @@ class SealedStream:
         out[0] = kind
         self._cipher.encrypt_into(_nonce(self._sides[0], self._sent), data, self._aad(kind), out[1:])
         self._sent += 1
-        try:
-            self._socket.sendall(out)
-        except OSError as e:
-            raise TransportError(f"the other node takes no more: {e}") from e
+        _send_all(self._socket, out, time.monotonic() + FRAME_S)
 
     def receive(self, size: int, *, empty_kinds: tuple[int, ...] = ()) -> tuple[int, memoryview]:
         """Receive one frame: its kind, and its data, which stays valid until the next call.
@@ -82,14 +81,15 @@ class SealedStream:
         Args:
             size: bytes that the frame must have, unless its kind is one of `empty_kinds`, which have none.
         Raises:
-            TransportError: the connection ended, or nothing came for too long.
+            TransportError: the connection ended, nothing came for too long, or the whole took longer than `FRAME_S`.
             UntrustedInputError: changed, repeated, out of order or not meant for this side.
         """
-        read_exactly(self._socket, self._incoming[:1])
+        until = time.monotonic() + FRAME_S
+        read_exactly(self._socket, self._incoming[:1], until)
         kind = self._incoming[0]
         size = 0 if kind in empty_kinds else size
         sealed, opened = self._incoming[1 : 1 + size + TAG_BYTES], self._opened[:size]
-        read_exactly(self._socket, sealed)
+        read_exactly(self._socket, sealed, until)
         try:
             self._cipher.decrypt_into(_nonce(self._sides[1], self._received), sealed, self._aad(kind), opened)
         except (InvalidTag, ValueError) as e:
@@ -105,10 +105,29 @@ class SealedStream:
         return self._context + bytes([kind])
 
 
-def read_exactly(connection: socket.socket, into: memoryview) -> None:
-    """Fill `into`. Raises TransportError when the connection ends or times out first."""
+def _send_all(connection: socket.socket, data: memoryview, until: float) -> None:
+    """Send all of it. Raises TransportError when the connection ends, or it is later than `until`."""
+    done = 0
+    while True:
+        try:
+            done += connection.send(data[done:])
+        except OSError as e:
+            raise TransportError(f"the other node takes no more: {e}") from e
+        if done == len(data):
+            return
+        if time.monotonic() >= until:
+            raise TransportError("the other node takes too long to take a frame")
+
+
+def read_exactly(connection: socket.socket, into: memoryview, until: float) -> None:
+    """Fill `into`. Raises TransportError when the connection ends or times out first, or it is later than `until`.
+
+    The kernel's bound (see `wait_at_most`) is for one call, and each byte that drips in allows another one.
+    """
     done = 0
     while done < len(into):
+        if done and time.monotonic() >= until:
+            raise TransportError("the other node takes too long for a frame")
         try:
             got = connection.recv_into(into[done:], 0, socket.MSG_WAITALL)
         except OSError as e:

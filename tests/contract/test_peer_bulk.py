@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 
+from walytis_vault.adapters.exchange import sealed_stream
 from walytis_vault.adapters.exchange.sealed_stream import SealedStream, hello, new_session, wait_at_most
 from walytis_vault.domain.errors import (
     BusyError,
@@ -245,3 +247,39 @@ def test_closing_ends_open_streams(door: BulkDoor) -> None:
         door.close()
         with pytest.raises(TransportError):
             stream.take(SEGMENT_BYTES)
+
+
+@pytest.mark.parametrize("direction", ["to us", "from us"])
+def test_a_frame_that_drips_ends_the_stream(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that gives or takes a few bytes now and then, within every single wait, is not waited for for ever."""
+    monkeypatch.setattr(sealed_stream, "FRAME_S", 0.3)
+    near, far = socket.socketpair()
+    for end in (near, far):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        wait_at_most(end, 0.3)
+    stream = SealedStream(near, session=b"s" * 16, key=b"k" * 32, longest=SEGMENT_BYTES, dials=True)
+    over = threading.Event()
+
+    def drip() -> None:
+        for _ in range(200):
+            if direction == "to us":
+                far.send(b"\1")
+            else:
+                far.recv(1)
+            if over.wait(0.05):
+                return
+        far.close()
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        with pytest.raises(TransportError, match="too long"):
+            if direction == "to us":
+                stream.receive(SEGMENT_BYTES)
+            else:
+                stream.send(1, bytes(SEGMENT_BYTES))
+    finally:
+        over.set()
+        stream.close()
+        dripping.join(10)
+        far.close()

@@ -255,11 +255,11 @@ class Transfers:
             if writer.has_leaves:
                 return
             try:
-                joined = b""
-                while len(joined) < segment_count(length) * LEAF_BYTES:
-                    start = len(joined) // LEAF_BYTES
+                joined, count = b"", segment_count(length)
+                for start in range(0, count, p.LEAVES_AT_ONCE):
                     _, payload = link.ask(p.Leaves(content_id=content_id, start=start), timeout=ASK_S)
-                    if len(payload) != 1 or not payload[0] or len(payload[0]) % LEAF_BYTES:
+                    # Whole pages only: a list that drips in hash by hash would take for ever.
+                    if [len(part) for part in payload] != [min(p.LEAVES_AT_ONCE, count - start) * LEAF_BYTES]:
                         raise UntrustedInputError("a peer's list of hashes is malformed")
                     joined += payload[0]
                 writer.set_leaves(split_leaves(joined))
