@@ -100,6 +100,17 @@ class OpenRequest:
         return ContentKey(key)
 
 
+def is_signed(ask: KeyAsk, signature: bytes, asker: DeviceKeys, verifier: Verifier) -> bool:
+    """Whether a device signed this request."""
+    return (
+        len(signature) == SIGNATURE_BYTES
+        and ask.asker == asker.device
+        and verifier.verify(
+            ed25519=asker.ed25519, ml_dsa_65=asker.ml_dsa_65, signature=signature, message=statement_of(ask)
+        )
+    )
+
+
 def seal_key(key: ContentKey, ask: KeyAsk, signature: bytes, asker: DeviceKeys, verifier: Verifier) -> bytes:
     """Seal a content key for a request, after its signature was found good.
 
@@ -110,18 +121,13 @@ def seal_key(key: ContentKey, ask: KeyAsk, signature: bytes, asker: DeviceKeys, 
     """
     if len(ask.nonce) != NONCE_BYTES or len(ask.content_id) != ID_BYTES or len(ask.public) != KEM_PUBLIC_BYTES:
         raise UntrustedInputError("a key request has fields of wrong lengths")
-    statement = statement_of(ask)
-    if (
-        len(signature) != SIGNATURE_BYTES
-        or ask.asker != asker.device
-        or not verifier.verify(ed25519=asker.ed25519, ml_dsa_65=asker.ml_dsa_65, signature=signature, message=statement)
-    ):
+    if not is_signed(ask, signature, asker, verifier):
         raise UntrustedInputError("a key request is not signed by the device that sent it")
     try:
         public = hpke.MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(ask.public[:ML_KEM_PUBLIC_BYTES]),
             X25519PublicKey.from_public_bytes(ask.public[ML_KEM_PUBLIC_BYTES:]),
         )
-        return _SUITE.encrypt(key, public, _info(statement))
+        return _SUITE.encrypt(key, public, _info(statement_of(ask)))
     except (ValueError, TypeError) as e:
         raise UntrustedInputError("a key request carries no usable public key") from e

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -258,6 +259,7 @@ def test_a_frame_that_drips_ends_the_stream(direction: str, monkeypatch: pytest.
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         wait_at_most(end, 0.3)
     stream = SealedStream(near, session=b"s" * 16, key=b"k" * 32, longest=SEGMENT_BYTES, dials=True)
+    move = partial(stream.receive, SEGMENT_BYTES) if direction == "to us" else partial(stream.send, 1, bytes(1 << 20))
     over = threading.Event()
 
     def drip() -> None:
@@ -274,10 +276,7 @@ def test_a_frame_that_drips_ends_the_stream(direction: str, monkeypatch: pytest.
     dripping.start()
     try:
         with pytest.raises(TransportError, match="too long"):
-            if direction == "to us":
-                stream.receive(SEGMENT_BYTES)
-            else:
-                stream.send(1, bytes(SEGMENT_BYTES))
+            move()
     finally:
         over.set()
         stream.close()

@@ -148,7 +148,7 @@ def install(lie: Lie) -> None:
         return lie(honest(request), request, self)
 
     def lying_segment(self: Any, key: bytes, content_id: ContentId, number: int) -> bytes:
-        device = self._network.device_of(key)
+        device = self._network.devices_of(key)[0]
         segment(self, key, content_id, number)
         _, payload = lying(self, device, p.Segment(content_id=bytes(content_id), number=number))
         return payload[0] if payload else b""

@@ -92,10 +92,9 @@ class SimPeers:
     def __init__(self, log: VaultLog) -> None:
         self._log, self.book = log, _Book()
 
-    def device_of(self, bus_key: bytes) -> ev.DeviceKeys | None:
-        """See `PeerNetwork.device_of`."""
-        members = self._log.membership()
-        return next((keys for keys in members.standing() if keys.bus == bus_key), None)
+    def devices_of(self, bus_key: bytes) -> list[ev.DeviceKeys]:
+        """See `PeerNetwork.devices_of`."""
+        return [keys for keys in self._log.membership().standing() if keys.bus == bus_key]
 
     def greet_soon(self, keys: ev.DeviceKeys) -> None:
         """The simulation decides when nodes catch up with each other."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from walytis_vault.adapters.crypto.ciphertext_root import segment_count
-from walytis_vault.adapters.exchange.key_transfer import KeyAsk, seal_key
+from walytis_vault.adapters.exchange.key_transfer import KeyAsk, is_signed, seal_key
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain.errors import (
@@ -74,43 +74,69 @@ class PeerDesk:
 
     def admits(self, key: bytes) -> bool:
         """Whether a CURVE key may connect."""
-        return self._network.device_of(key) is not None or self._knows_invited(key)
+        return bool(self._network.devices_of(key)) or self._knows_invited(key)
 
     def answer(self, key: bytes, request: p.Request, payload: Sequence[bytes]) -> Answered:
         """Answer a request. Raises VaultError: it is refused, with the reason."""
-        device = self._network.device_of(key)
-        if device is None:
+        devices = self._network.devices_of(key)
+        if not devices:
             if self._knows_invited(key):
                 return self._invited(key, request)
             raise PermissionRefusedError("this device belongs to no member of the vault (any more)")
         if isinstance(request, p.Hello):
-            self._network.met(device, request.addresses, request.known, request.have)
-            greeting = p.Greeting(
-                addresses=self._network.addresses(), known=self._network.book.known(), have=self._network.have()
-            )
-            return greeting, ()
+            have = p.whole_have(request.have, payload)
+            for device in devices:
+                self._network.met(device, request.addresses, request.known, have)
+            first, rest = p.have_parts(self._network.batches.have())
+            greeting = p.Greeting(addresses=self._network.addresses(), known=self._network.known(), have=first)
+            return greeting, rest
         if isinstance(request, p.Pull):
-            envelopes, more = self._network.batches_beyond(request.have)
+            envelopes, more = self._network.batches.beyond(p.whole_have(request.have, payload))
             return p.Batches(more=more), envelopes
         if isinstance(request, p.Push):
             missing = self._log.reconciler.accept(payload)
-            if missing:
+            for device in devices if missing else ():
                 self._network.greet_soon(device)
             return p.Taken(missing=missing), ()
         if isinstance(request, p.Fetch):
-            return self._fetch(device, request)
+            return self._fetch(self._asker(devices, request), request)
         if isinstance(request, p.Holds):
-            here = tuple(i for i in request.contents if self._standing(device, ContentId(i)) == "here")
-            return p.Held(contents=here), ()
+            here = (i for i in request.contents if "here" in {self._standing(d, ContentId(i)) for d in devices})
+            return p.Held(contents=tuple(here)), ()
         if isinstance(request, p.Leaves | p.Segment):
-            return self._part(device, request)
+            return self._part(self._asker(devices, request), request)
         if isinstance(request, p.Stream):
-            self._check(device, ContentId(request.content_id))
+            self._check(self._asker(devices, request), ContentId(request.content_id))
             session, stream_key = self._offer(key, ContentId(request.content_id))
             return p.Streaming(session=session, key=stream_key), ()
         raise PermissionRefusedError("only the invited may ask this")
 
     # -- contents -----------------------------------------------------------------------------------------------
+
+    def _asker(self, devices: Sequence[DeviceKeys], request: p.Fetch | p.Leaves | p.Segment | p.Stream) -> DeviceKeys:
+        """Which of the devices that announced one and the same CURVE key asks: anybody may announce another's.
+
+        The signature tells; without one, the key's owner has what any of them may have, who could pass it on to it.
+        """
+        if len(devices) == 1:
+            return devices[0]
+        if isinstance(request, p.Fetch) and request.public:
+            signature = request.signature
+            fits = (d for d in devices if is_signed(self._ask_of(d, request), signature, d, self._verifier))
+        else:
+            content_id = ContentId(request.content_id)
+            fits = (d for d in devices if self._standing(d, content_id) == "here")
+        return next(fits, devices[0])
+
+    def _ask_of(self, device: DeviceKeys, request: p.Fetch) -> KeyAsk:
+        return KeyAsk(
+            vault_id=self._vault_id,
+            content_id=request.content_id,
+            asker=device.device,
+            holder=self._device,
+            nonce=request.nonce,
+            public=request.public,
+        )
 
     def _fetch(self, device: DeviceKeys, request: p.Fetch) -> Answered:
         content_id = ContentId(request.content_id)
@@ -120,14 +146,7 @@ class PeerDesk:
         try:
             sealed = b""
             if request.public:
-                ask = KeyAsk(
-                    vault_id=self._vault_id,
-                    content_id=content_id,
-                    asker=device.device,
-                    holder=self._device,
-                    nonce=request.nonce,
-                    public=request.public,
-                )
+                ask = self._ask_of(device, request)
                 sealed = seal_key(self._store.need_key(content_id), ask, request.signature, device, self._verifier)
             first = [self._store.read_ciphertext(content_id, 0, SEGMENT_BYTES)] if request.first else []
         except ForgottenError:
@@ -138,10 +157,11 @@ class PeerDesk:
 
     def segment(self, key: bytes, content_id: ContentId, number: int) -> bytes:
         """One segment for the bulk door. Raises VaultError: not for the device with this key, or not here."""
-        device = self._network.device_of(key)
-        if device is None:
+        devices = self._network.devices_of(key)
+        if not devices:
             raise PermissionRefusedError("this device belongs to no member of the vault (any more)")
-        self._check(device, content_id)
+        part = p.Segment(content_id=bytes(content_id), number=number)
+        self._check(self._asker(devices, part), content_id)
         return self._read(content_id, number)
 
     def _check(self, device: DeviceKeys, content_id: ContentId) -> None:

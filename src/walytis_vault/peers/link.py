@@ -59,6 +59,8 @@ class PeerLink:
         self._open: dict[bytes, tuple[Future[Replied], float]] = {}
         self._lock = threading.Lock()
         self._closing = False
+        self.heard_at = time.monotonic()
+        """When the other side answered last, whatever it said; before that, when the link was made."""
         self._thread = threading.Thread(target=self._run, name="peer-link", daemon=True)
         self._thread.start()
 
@@ -140,6 +142,7 @@ class PeerLink:
                 future, _ = self._open.pop(nonce, (None, 0.0))
             if future is None:
                 continue
+            self.heard_at = time.monotonic()
             try:
                 future.set_result((p.read_reply(frames), frames[2:]))
             except UntrustedInputError as e:

@@ -1,27 +1,30 @@
 """Links to the other members' devices: dial, greet, catch up with each other, pass new batches on.
 
-Who the others are is what the log says, now. A device that does not answer is tried again after growing pauses;
-nothing here blocks the rest of the node. Batches that come this way are judged like those of the chain.
+Who the others are is what the log says, now. A device that does not answer is tried again after growing pauses, and
+one that answers slowly holds up no other: who is dialled, who is greeted and who is caught up with wait in different
+lines. Batches that come this way are judged like those of the chain.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Protocol
 
 from walytis_vault.adapters.exchange.tunnels import BULK, PeerTunnels
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.bus.security import BusKeys
 from walytis_vault.domain.batch import key_id_of_device
-from walytis_vault.domain.errors import TransportError, UntrustedInputError, VaultError
+from walytis_vault.domain.errors import BusyError, StorageError, TransportError, UntrustedInputError, VaultError
 from walytis_vault.domain.events import DeviceKeys
 from walytis_vault.peers import protocol as p
 from walytis_vault.peers.addresses import AddressBook, own_addresses
-from walytis_vault.peers.link import PeerLink
+from walytis_vault.peers.batches import Batches, fitting
+from walytis_vault.peers.link import PeerLink, Replied, settle
 
 GREET_EVERY_S: Final = 10.0
 GREET_TIMEOUT_S: Final = 5.0
@@ -32,7 +35,16 @@ LONGEST_PAUSE_S: Final = 30.0
 TICK_S: Final = 1.0
 DIALS: Final = 4
 """Devices that are dialled at once (a count)."""
-PULL_ROUNDS: Final = 100_000
+DIAL_S: Final = 15.0
+"""Time after which no further address of a device is tried."""
+GREETERS: Final = 2
+"""Threads that say hello and take the answers (a count); none of them waits for a peer."""
+PULLS: Final = 4
+"""Devices that are caught up with at once (a count)."""
+PULL_S: Final = 10.0
+"""Time for one turn of catching up with one device, and for each of its answers; then others have theirs."""
+BUSY_S: Final = 1.0
+"""Pause after a node, this one or the other, was busy."""
 PUSH_TIMEOUT_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
@@ -64,10 +76,14 @@ class _Peer:
     def __init__(self, keys: DeviceKeys) -> None:
         self.keys = keys
         self.link: PeerLink | None = None
-        self.greeted_at: float | None = None
+        self.greeted = False
+        """Whether this link was answered on."""
         self.next_try = 0.0
         self.failures = 0
         self.busy = False
+        """Whether it is dialled or greeted now."""
+        self.pulled = False
+        """Whether it is being caught up with, or waits in line for that."""
         self.again = False
 
 
@@ -87,12 +103,15 @@ class PeerNetwork:
         """Nothing runs before `start`."""
         self._underlay, self._tunnels, self._log, self.book = underlay, tunnels, log, book
         self._device, self._keys = device, keys
+        self.batches = Batches(log)
         self._peers: dict[bytes, _Peer] = {}
         self._lock = threading.Lock()
         self._on_greeted: list[Callable[[], None]] = []
         self._closing = False
         self._wake, self._grown = threading.Event(), threading.Event()
         self._dials = ThreadPoolExecutor(DIALS, thread_name_prefix="peer-dial")
+        self._greeters = ThreadPoolExecutor(GREETERS, thread_name_prefix="peer-greet")
+        self._pulls = ThreadPoolExecutor(PULLS, thread_name_prefix="peer-pull")
         self._threads = [
             threading.Thread(target=self._keep_up, name="peer-network", daemon=True),
             threading.Thread(target=self._pass_on, name="peer-push", daemon=True),
@@ -113,7 +132,8 @@ class PeerNetwork:
         self._log.index.unlisten(self._grown)
         self._wake.set()
         self._grown.set()
-        self._dials.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._dials, self._greeters, self._pulls):
+            pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             peers, self._peers = list(self._peers.values()), {}
         for peer in peers:
@@ -129,9 +149,12 @@ class PeerNetwork:
 
     # -- who is there -------------------------------------------------------------------------------------------
 
-    def device_of(self, bus_key: bytes) -> DeviceKeys | None:
-        """The current member's device behind a CURVE key; None for anybody else."""
-        return next((keys for keys in self._devices() if keys.bus == bus_key), None)
+    def devices_of(self, bus_key: bytes) -> list[DeviceKeys]:
+        """The current members' devices that announced a CURVE key; none for anybody else.
+
+        A device may have announced another's key: only its owner can use it.
+        """
+        return [keys for keys in self._devices() if keys.bus == bus_key]
 
     def links(self) -> list[tuple[DeviceKeys, PeerLink]]:
         """Devices that answer now, and the links to them."""
@@ -140,20 +163,21 @@ class PeerNetwork:
             return [
                 (peer.keys, peer.link)
                 for peer in self._peers.values()
-                if peer.link is not None and peer.greeted_at is not None and now - peer.greeted_at < STALE_S
+                if peer.link is not None and peer.greeted and now - peer.link.heard_at < STALE_S
             ]
 
     def connected(self) -> tuple[str, ...]:
         """DIDs of the devices that answer now, sorted."""
         return tuple(sorted(keys.device for keys, _ in self.links()))
 
-    def have(self) -> dict[str, int]:
-        """Device -> number of its last batch here."""
-        return self._log.index.last_numbers({k.device for k in self._log.membership().keys.values()})
-
     def addresses(self) -> p.Addresses:
         """Where this node is, without /p2p/…"""
         return own_addresses(self._underlay.addresses, self._underlay.mode)
+
+    def known(self) -> p.Known:
+        """Where other current members' devices are, as far as that fits a message."""
+        members = {k.peer_id for k in self._devices()}
+        return p.fitting_known({i: found for i, found in self.book.known().items() if i in members})
 
     def met(self, keys: DeviceKeys, addresses: p.Addresses, known: p.Known, have: p.Have) -> None:
         """A device said hello, or answered: learn where it and others are; ask for what it has and we have not."""
@@ -164,9 +188,9 @@ class PeerNetwork:
                 self.book.learn(peer_id, theirs, hearsay=True)
         with self._lock:
             peer = self._peers.get(key_id_of_device(keys))
-            unanswered = peer is not None and peer.greeted_at is None and not peer.busy
+            unanswered = peer is not None and not peer.greeted and not peer.busy
         # It is there after all, or it has what we lack.
-        if unanswered or self._lacks(have):
+        if unanswered or self.batches.lacks(have):
             self.greet_soon(keys)
 
     def greet_soon(self, keys: DeviceKeys) -> None:
@@ -180,10 +204,6 @@ class PeerNetwork:
     def _devices(self) -> list[DeviceKeys]:
         """Every device of every current member, as announced and not superseded."""
         return self._log.membership().standing()
-
-    def _lacks(self, have: p.Have) -> bool:
-        ours = self.have()
-        return any(number > ours.get(device, 0) for device, number in have.items())
 
     # -- dialling -----------------------------------------------------------------------------------------------
 
@@ -209,86 +229,131 @@ class PeerNetwork:
         for peer in gone:
             if peer.link is not None:
                 peer.link.close()
+        there = set(self._underlay.peers()) if due else set()
         for peer in due:
-            if not self._closing:
-                self._dials.submit(self._greet, peer)
+            linked = peer.link is not None and peer.keys.peer_id in there
+            self._submit(self._greeters if linked else self._dials, self._greet, peer, linked)
 
-    def _greet(self, peer: _Peer) -> None:
-        new = False
+    def _submit(self, pool: ThreadPoolExecutor, task: Callable[..., None], peer: _Peer, *given: object) -> None:
+        with contextlib.suppress(RuntimeError):  # closing
+            pool.submit(self._guarded, task, peer, *given)
+
+    def _guarded(self, task: Callable[..., None], peer: _Peer, *given: object) -> None:
         try:
-            link = self._link(peer)
-            hello = p.Hello(addresses=self.addresses(), known=self.book.known(), have=self.have())
-            reply, _ = link.ask(hello, timeout=GREET_TIMEOUT_S)
+            task(peer, *given)
+        except Exception:
+            _log.exception("peers: %s failed unexpectedly", task.__name__)
+            self._greeted(peer, LONGEST_PAUSE_S)
+
+    def _greet(self, peer: _Peer, linked: bool) -> None:
+        """Say hello, after dialling if need be. The answer is waited for by nobody: it comes to `_answered`."""
+        link = peer.link
+        try:
+            if link is None or not linked:
+                link = self._dial(peer)
+            have, rest = p.have_parts(self.batches.have())
+            hello = p.Hello(addresses=self.addresses(), known=self.known(), have=have)
+            said = link.send(hello, rest, timeout=GREET_TIMEOUT_S)
+        except VaultError as e:
+            self._greeted(peer, self._failed(peer, link, e))
+            return
+        said.add_done_callback(lambda _: self._submit(self._greeters, self._answered, peer, link, said))
+
+    def _answered(self, peer: _Peer, link: PeerLink, said: Future[Replied]) -> None:
+        new, pause = False, GREET_EVERY_S
+        try:
+            reply, rest = settle(said, 0.0)
             if not isinstance(reply, p.Greeting):
                 raise UntrustedInputError("a peer's reply does not fit the request")
-            new = peer.greeted_at is None
-            peer.greeted_at, peer.failures = time.monotonic(), 0
-            pause = GREET_EVERY_S
-            if self._lacks(reply.have):
-                self._pull(link)
+            have = p.whole_have(reply.have, rest)
+            with self._lock:
+                if peer.link is link:
+                    new, peer.greeted, peer.failures = not peer.greeted, True, 0
             self.met(peer.keys, reply.addresses, reply.known, {})
+            if self.batches.lacks(have):
+                self._pull_soon(peer)
         except VaultError as e:
-            _log.debug("peer %s: %s", peer.keys.device, e)
-            pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**peer.failures)
-            self._drop_link(peer)
-            peer.failures = min(peer.failures + 1, 10)
-        except Exception:
-            _log.exception("peers: greeting failed unexpectedly")
-            pause = LONGEST_PAUSE_S
-        with self._lock:
-            peer.next_try = 0.0 if peer.again else time.monotonic() + pause
-            peer.busy = False
+            pause = self._failed(peer, link, e)
+        self._greeted(peer, pause)
         if new:
             for callback in self._on_greeted:
                 callback()
+
+    def _greeted(self, peer: _Peer, pause: float) -> None:
+        with self._lock:
+            peer.next_try = 0.0 if peer.again else time.monotonic() + pause
+            peer.busy = False
+            wake = peer.again
+        if wake:
+            self._wake.set()
+
+    def _failed(self, peer: _Peer, link: PeerLink | None, error: VaultError) -> float:
+        """What a failure means for a link; return how long to wait before the next attempt."""
+        _log.debug("peer %s: %s", peer.keys.device, error)
+        if isinstance(error, BusyError | StorageError):
+            # The link is as good as before, whichever of the two nodes has no time, or no room on its disk.
+            return BUSY_S if isinstance(error, BusyError) else GREET_EVERY_S
+        # A link that failed is made anew: what refused it once is not asked again by ZeroMQ.
+        with self._lock:
+            if peer.link is link:
+                peer.link, peer.greeted = None, False
+            peer.failures = min(peer.failures + 1, 10)
+        if link is not None:
+            link.close()
+        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * (1 << peer.failures - 1))
 
     def dial_bulk(self, keys: DeviceKeys) -> int:
         """The local port that leads to a device's bulk door. Raises TransportError."""
         return self._tunnels.dial(keys.peer_id, BULK)
 
-    def _drop_link(self, peer: _Peer) -> None:
-        """A link that failed is made anew: what refused it once is not asked again by ZeroMQ."""
-        with self._lock:
-            link, peer.link, peer.greeted_at = peer.link, None, None
-        if link is not None:
-            link.close()
-
-    def _link(self, peer: _Peer) -> PeerLink:
-        peer_id = peer.keys.peer_id
+    def _dial(self, peer: _Peer) -> PeerLink:
+        peer_id, until = peer.keys.peer_id, time.monotonic() + DIAL_S
         if peer_id not in self._underlay.peers():
             for address in self.book.of(peer_id):
                 try:
                     self._underlay.connect(f"{address}/p2p/{peer_id}")
                     break
                 except TransportError:
-                    continue
+                    if time.monotonic() > until:
+                        raise
             else:
                 raise TransportError("the other node is at none of its known addresses")
-        if peer.link is None:
-            link = PeerLink(self._tunnels.dial(peer_id), server_key=peer.keys.bus, keys=self._keys)
-            with self._lock:
+        if peer.link is not None:
+            return peer.link
+        link = PeerLink(self._tunnels.dial(peer_id), server_key=peer.keys.bus, keys=self._keys)
+        with self._lock:
+            # Whoever was removed meanwhile, or when this node closes, is looked after by nobody any more.
+            wanted = self._peers.get(key_id_of_device(peer.keys)) is peer
+            if wanted:
                 peer.link = link
-        return peer.link
+        if not wanted:
+            link.close()
+            raise TransportError("this device is not wanted any more")
+        return link
 
     # -- batches ------------------------------------------------------------------------------------------------
 
-    def _pull(self, link: PeerLink) -> None:
-        """Ask for everything that the other has and we have not, in parts."""
-        have = self.have()
-        for _ in range(PULL_ROUNDS):
-            reply, envelopes = link.ask(p.Pull(have=have), timeout=GREET_TIMEOUT_S * 2)
-            if not isinstance(reply, p.Batches):
-                raise UntrustedInputError("a peer's reply does not fit the request")
-            if envelopes:
-                self._log.reconciler.accept(envelopes)
-            before, have = have, self.have()
-            if not reply.more or have == before or self._closing:
-                return
+    def _pull_soon(self, peer: _Peer) -> None:
+        """Catch up with a device when it is its turn."""
+        with self._lock:
+            waits, peer.pulled = peer.pulled, True
+        if not waits:
+            self._submit(self._pulls, self._catch_up, peer)
 
-    def batches_beyond(self, have: p.Have) -> tuple[list[bytes], bool]:
-        """Batches that somebody lacks, causes first, as many as fit one message; and whether there are more."""
-        devices = {k.device for k in self._log.membership().keys.values()}
-        return _fitting(self._log.index.envelopes_beyond(have, devices, p.PAYLOAD_FRAMES + 1))
+    def _catch_up(self, peer: _Peer) -> None:
+        more, link = False, peer.link
+        try:
+            if link is not None:
+                more = self.batches.pull(link, PULL_S, lambda: self._closing)
+        except VaultError as e:
+            pause = self._failed(peer, link, e)
+            with self._lock:
+                peer.next_try = time.monotonic() + pause
+        finally:
+            with self._lock:
+                peer.pulled = False
+        if more:
+            self._pull_soon(peer)
 
     def _pass_on(self) -> None:
         while not self._closing:
@@ -303,20 +368,9 @@ class PeerNetwork:
         """Send this device's new batches to every device that answers; who misses it catches up by greeting."""
         while not self._closing:
             beyond = self._log.index.envelopes_beyond({self._device: self._pushed}, [self._device], p.PAYLOAD_FRAMES)
-            envelopes, _ = _fitting(beyond)
+            envelopes, _ = fitting(beyond)
             if not envelopes:
                 return
             for _, link in self.links():
                 link.send(p.Push(), envelopes, timeout=PUSH_TIMEOUT_S)
             self._pushed += len(envelopes)
-
-
-def _fitting(envelopes: Sequence[bytes]) -> tuple[list[bytes], bool]:
-    """As many as one message holds, at least one; and whether any are left."""
-    size, count = 0, 0
-    for envelope in envelopes[: p.PAYLOAD_FRAMES]:
-        size += len(envelope)
-        if count and size > p.BATCH_BYTES:
-            break
-        count += 1
-    return list(envelopes[:count]), count < len(envelopes)

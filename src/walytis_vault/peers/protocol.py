@@ -6,7 +6,7 @@ before it is allocated; decoding is strict and knows only the types below.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -39,8 +39,15 @@ Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
 Contents = Annotated[tuple[Id16, ...], Meta(max_length=HOLDS_AT_ONCE)]
 PeerId = Annotated[str, Meta(min_length=1, max_length=128)]
 Known = Annotated[dict[PeerId, Addresses], Meta(max_length=LIMITS.members)]
-Have = Annotated[dict[DidText, Counter], Meta(max_length=4 * LIMITS.members)]
+HAVE_ENTRIES: Final = 4 * LIMITS.members
+"""Devices in one part of a `have` (a count)."""
+Have = Annotated[dict[DidText, Counter], Meta(max_length=HAVE_ENTRIES)]
 """Device DID -> the number of its last batch that is here."""
+HAVE_PART: Final = BODY_LIMIT // 2
+"""Bytes of `have` in one place; the rest of a longer one follows in payload frames, up to so many:"""
+HAVE_FRAMES: Final = 64
+KNOWN_PART: Final = BODY_LIMIT // 4
+"""Bytes of addresses that are passed on at once."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="t"):
@@ -53,6 +60,7 @@ class Hello(Message, frozen=True, tag="hello"):
     addresses: Addresses
     known: Known
     have: Have
+    """Here and below: what does not fit is in the payload. See `have_parts`."""
 
 
 class Pull(Message, frozen=True, tag="pull"):
@@ -188,6 +196,7 @@ Reply = Greeting | Batches | Taken | Fetched | Held | Streaming | Done | Refused
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request, strict=True)
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply, strict=True)
+_haves: msgspec.msgpack.Decoder[dict[str, int]] = msgspec.msgpack.Decoder(Have, strict=True)
 
 
 def pack(nonce: bytes, message: Request | Reply, payload: Sequence[bytes] = ()) -> list[bytes]:
@@ -231,3 +240,40 @@ def error_of(refused: Refused) -> VaultError:
     """The error that a peer told of."""
     error = error_from_code(refused.code, f"the other node: {refused.message}")
     return error if type(error) is not VaultError else TransportError(str(error))
+
+
+def have_parts(have: Have) -> tuple[Have, list[bytes]]:
+    """A `have` of any length for a message: what goes into its map, and the payload frames with the rest."""
+    parts: list[dict[str, int]] = [{}]
+    size = 0
+    for device, number in have.items():
+        size += len(device.encode()) + 16
+        if size > HAVE_PART or len(parts[-1]) >= HAVE_ENTRIES:
+            parts.append({})
+            size = len(device.encode()) + 16
+        parts[-1][device] = number
+    return parts[0], [_encoder.encode(part) for part in parts[1 : 1 + HAVE_FRAMES]]
+
+
+def whole_have(first: Have, payload: Sequence[bytes]) -> Have:
+    """What `have_parts` took apart. Raises UntrustedInputError."""
+    whole = dict(first)
+    if len(payload) > HAVE_FRAMES or any(len(part) > BODY_LIMIT for part in payload):
+        raise UntrustedInputError("a peer tells of more devices than there can be")
+    try:
+        for part in payload:
+            whole.update(_haves.decode(part))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise UntrustedInputError("a peer's list of what it has is malformed") from e
+    return whole
+
+
+def fitting_known(known: Mapping[str, Addresses]) -> dict[str, Addresses]:
+    """As many entries, the first first, as may be passed on at once."""
+    fitting, size = dict[str, Addresses](), 0
+    for peer_id, addresses in known.items():
+        size += len(peer_id) + sum(len(address.encode()) + 5 for address in addresses)
+        if size > KNOWN_PART or len(fitting) >= LIMITS.members:
+            break
+        fitting[peer_id] = addresses
+    return fitting
