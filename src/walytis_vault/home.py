@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from walytis_vault.adapters.storage.atomic_file import read_file, replace_file, sweep_temp_files
+from walytis_vault.adapters.storage.atomic_file import TEMP_SUFFIX, read_file, replace_file, sweep_temp_files
 from walytis_vault.domain.errors import AlreadyRunningError, MisuseError, StorageError
 from walytis_vault.domain.events import DidText, Digest
 from walytis_vault.domain.ports import FileSystem
@@ -30,6 +30,8 @@ _CONFIG: Final = "vault.json"
 _LOCK: Final = "node.lock"
 _MAKING: Final = "making"
 """Stands in a home from the first step of making a vault to the last."""
+_BEFORE_MAKING: Final = (_LOCK, _MAKING + TEMP_SUFFIX)
+"""What a kill may leave before that."""
 
 
 class VaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -167,16 +169,17 @@ class Home:
             if self.path.exists() and not self.path.is_dir():
                 raise StorageError(f"{self.path} is not a folder: choose another home")
             begun = (self.path / _MAKING).exists()
-            if not begun and self.path.exists() and any(e.name != _LOCK for e in self.path.iterdir()):
+            if not begun and self.path.exists() and any(e.name not in _BEFORE_MAKING for e in self.path.iterdir()):
                 raise MisuseError(f"{self.path} is not empty: choose a new folder for the vault")
             self._fs.makedirs(str(self.path))
             self.path.chmod(0o700)
             self.lock()
             making = self.path / _MAKING
-            if begun and not (token and making.read_text() == token):
+            if begun and token and making.read_text() == token:
+                return  # rewriting it would put the keys that lie here at risk
+            if begun:
                 self.sweep()
-            making.touch(mode=0o600)
-            making.write_text(token)
+            replace_file(self._fs, making, token.encode())
         except OSError as e:
             raise StorageError(f"cannot make a vault in {self.path}: {e.strerror or e}") from e
 

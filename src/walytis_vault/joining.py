@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from walytis_vault.adapters.crypto.signing import HybridSigner, HybridVerifier
 from walytis_vault.adapters.exchange.tunnels import PeerTunnels
 from walytis_vault.adapters.identity import IdentityKeeper
 from walytis_vault.adapters.identity.store_key import new_store_key
+from walytis_vault.adapters.storage.atomic_file import replace_file
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.storage.secrets_file import SecretsFile
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
@@ -53,13 +56,19 @@ from walytis_vault.founding import (
 from walytis_vault.home import HOME_FORMAT, MAX_NAME, Home, Network, VaultConfig
 from walytis_vault.peers import protocol as p
 from walytis_vault.peers.addresses import AddressBook, own_addresses
-from walytis_vault.peers.invitations import Code, check_not_expired, door_keys, read_code
+from walytis_vault.peers.batches import Batches
+from walytis_vault.peers.invitations import Code, door_keys, read_code
 from walytis_vault.peers.link import PeerLink
 
 ASK_S: Final = 30.0
 """How long the inviter's node may take for one answer."""
 ADMITTED_S: Final = 30.0
 """How long our admission may take until our own log shows it."""
+LOOK_AGAIN_S: Final = 0.25
+"""Pause between two looks for it."""
+
+ASKED: Final = "asked"
+"""File in a home: admission was asked for."""
 
 Progress = Callable[[str], None]
 _log = logging.getLogger(__name__)
@@ -71,7 +80,7 @@ def join(
     """Join the vault that a code invites to, in an empty folder, or go on where an earlier attempt ended.
 
     Raises:
-        MisuseError: no code, an expired one, or a wrong argument. PermissionRefusedError, ConflictError,
+        MisuseError: no code, or a wrong argument. PermissionRefusedError, ConflictError,
         ForgottenError: the inviter's node refuses the code, and says why. TransportError, TimedOutError: the
         inviter's node cannot be reached; repeat the same command. StorageError.
     """
@@ -83,12 +92,13 @@ def join(
     home.begin_making(hashlib.sha256(code.secret).hexdigest())
     joining = _Joining(home, code, passphrase, mode, progress)
     try:
-        if not joining.asked:
-            check_not_expired(code, SystemClock().wall_ms())
+        if code.expires_ms <= SystemClock().wall_ms():
+            # By our own clock, which may be wrong: only the inviter's node decides.
+            progress("the code has expired, by this machine's clock: asking the inviter's node all the same")
         config = joining.run(name)
         fault("join.before_config")
         home.end_making(config)
-        (home.path / "asked").unlink(missing_ok=True)
+        (home.path / ASKED).unlink(missing_ok=True)
     except VaultError:
         if not joining.asked:
             home.abandon_making()  # afterwards we may be a member with the keys that lie here
@@ -105,7 +115,7 @@ class _Joining:
         self._home, self._code, self._passphrase, self._network = home, code, passphrase, network
         self._progress = progress
         self._fs, self._clock = OsFileSystem(), SystemClock()
-        self.asked = (home.path / "asked").exists()
+        self.asked = (home.path / ASKED).exists()
         """Whether admission was asked for."""
 
     def run(self, name: str) -> VaultConfig:
@@ -252,7 +262,9 @@ class _Joining:
         log.reconciler.catch_up()
         if key_id_of_device(keys) not in log.membership().keys:
             self._progress("asking for admission")
-            (self._home.path / "asked").touch(mode=0o600)
+            # From now on we may be a member, with the keys that lie here: all of it outlives a power cut.
+            os.sync()
+            replace_file(self._fs, self._home.path / ASKED, b"\n")
             self.asked = True
             addresses = own_addresses(runtime.addresses, self._network)
             invited.ask(p.Admit(keys=msgspec.msgpack.encode(keys), addresses=addresses), timeout=ASK_S)
@@ -262,10 +274,14 @@ class _Joining:
         """Wait until our own log shows the admission, then announce our keys."""
         key_id = key_id_of_device(keys)
         until = time.monotonic() + ADMITTED_S
-        while key_id not in log.membership().keys:
+        batches, pause = Batches(log), threading.Event()
+        while True:
+            batches.pull(member, ASK_S, lambda: False)
+            if key_id in log.membership().keys:
+                break
             if time.monotonic() > until:
                 raise TimedOutError("the admission does not show in the log yet: repeat the same command")
-            self._pull(log, member)
+            pause.wait(LOOK_AGAIN_S)
         log.start()
         if not log.index.last_numbers([keys.device]):
             certificate = identity.certify(msgspec.msgpack.encode(keys))
@@ -274,9 +290,3 @@ class _Joining:
             envelopes = log.index.envelopes_beyond({}, [keys.device], 1)
             with contextlib.suppress(VaultError):  # it is on the chain: everybody hears of it anyway
                 member.ask(p.Push(), envelopes, timeout=ASK_S)
-
-    def _pull(self, log: VaultLog, member: PeerLink) -> None:
-        have = log.index.last_numbers({k.device for k in log.membership().keys.values()})
-        _, envelopes = member.ask(p.Pull(have=have), timeout=ASK_S)
-        if envelopes:
-            log.reconciler.accept(envelopes)

@@ -100,12 +100,6 @@ def read_code(text: str) -> Code:
         raise MisuseError(wrong) from e
 
 
-def check_not_expired(code: Code, now_ms: int) -> None:
-    """Refuse a code that is too old. Raises MisuseError."""
-    if code.expires_ms <= now_ms:
-        raise MisuseError("this invitation code has expired: ask for a new one")
-
-
 def door_keys(secret: bytes) -> tuple[bytes, bytes]:
     """(public, secret) CURVE key pair of an invitation, 40 characters of Z85 each."""
     raw = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=_KEY_LABEL).derive(secret)
