@@ -1,7 +1,8 @@
 """The peer door: a ZeroMQ ROUTER on 127.0.0.1 behind a libp2p tunnel, for members' devices and the invited.
 
 libzmq asks (ZAP) before it lets a key in, and every message is looked at again with the key that sent it: a
-member that is removed while connected gets nothing more. One thread owns the socket, a few workers answer.
+member that is removed while connected gets nothing more. One thread owns the socket, a few workers answer, each key
+in its turn. Connections, requests and bytes that nobody reads are bounded for each key and for all.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import zmq
 from zmq.utils import z85
 
+from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.wake import Wake
 from walytis_vault.domain.errors import BusyError, TransportError, UntrustedInputError, VaultError
 from walytis_vault.peers import protocol as p
+from walytis_vault.peers.connections import Connections
 
 ZAP_DOMAIN: Final = b"walytis-vault-peers"
 WORKERS: Final = 4
 IN_FLIGHT: Final = 32
-"""Requests of one connection that may wait or be under way (a count)."""
+"""Requests of one key that may wait or be under way (a count)."""
 IN_FLIGHT_ALL: Final = 256
 BURST: Final = 32
+RETRY_MS: Final = 5
+"""Pause before what could not be sent is tried again; libzmq does not tell when one connection takes more."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +59,6 @@ class PeerDoor:
         self._zap.bind("inproc://zeromq.zap.01")
         router = self._router = self._context.socket(zmq.ROUTER)
         router.linger = 0
-        router.sndhwm = 2 * IN_FLIGHT
         router.rcvhwm = IN_FLIGHT
         router.maxmsgsize = p.PART_LIMIT
         router.router_mandatory = True
@@ -66,16 +70,17 @@ class PeerDoor:
         router.curve_secretkey = secret
         router.zap_domain = ZAP_DOMAIN
         router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        self._connections = Connections(router)
         try:
             self.port = router.bind_to_random_port("tcp://127.0.0.1")
         except zmq.ZMQError as e:
             raise TransportError(f"the peer door cannot be opened: {e}") from e
         self._wake = Wake()
-        self._outgoing: deque[list[bytes]] = deque()
+        self._outgoing: deque[tuple[bytes, list[bytes]]] = deque()
         self._in_flight: Counter[bytes] = Counter()
         self._lock = threading.Lock()
         self._closing = False
-        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="peer-door")
+        self._workers = FairPool("peer-door", WORKERS)
         self._thread = threading.Thread(target=self._run, name="peer-door", daemon=True)
 
     def start(self) -> None:
@@ -88,7 +93,7 @@ class PeerDoor:
             return
         self._closing = True
         self._wake.set()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
         if self._thread.ident is not None:
             self._thread.join(timeout)
 
@@ -98,19 +103,23 @@ class PeerDoor:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._zap, zmq.POLLIN)
+        poller.register(self._connections.events, zmq.POLLIN)
         poller.register(self._wake.fileno(), zmq.POLLIN)
         while not self._closing:
-            ready = dict(poller.poll(1000))
+            ready = dict(poller.poll(RETRY_MS if self._connections.blocked else 1000))
             try:
                 self._wake.clear()
+                self._connections.watch()
+                self._connections.flush()
                 while self._outgoing:
-                    self._send(self._outgoing.popleft())
+                    self._connections.send(*self._outgoing.popleft())
                 if self._zap in ready:
                     self._admit()
                 if self._router in ready:
                     self._receive()
             except Exception:
                 _log.exception("the peer door met an unexpected error and goes on")
+        self._connections.close()
         self._router.close(0)
         self._zap.close(0)
         self._wake.close()
@@ -133,35 +142,33 @@ class PeerDoor:
                 self._zap.send_multipart([b"1.0", request_id, b"300", b"not admitted", b"", b""])
 
     def _receive(self) -> None:
-        for _ in range(BURST):
-            try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
+        came: list[list[zmq.Frame]] = []
+        with contextlib.suppress(zmq.Again):
+            while len(came) < BURST:
+                came.append(self._router.recv_multipart(zmq.NOBLOCK, copy=False))
+        self._connections.watch()
+        for frames in came:
             try:
                 key = z85.decode(str(frames[-1].get("User-Id")).encode())
+                connection = self._connections.heard(frames[0].bytes, key, int(frames[-1].get(zmq.SRCFD)))
             except (zmq.ZMQError, ValueError):
                 continue
-            routing_id, parts = frames[0].bytes, [f.bytes for f in frames[1:]]
+            if connection is None:
+                continue
+            parts = [f.bytes for f in frames[1:]]
             try:
                 nonce = p.nonce_of(parts)
             except UntrustedInputError as e:
                 _log.warning("a peer sent nonsense: %s", e)
                 continue
             with self._lock:
-                full = self._in_flight[routing_id] >= IN_FLIGHT or self._in_flight.total() >= IN_FLIGHT_ALL
+                full = self._in_flight[key] >= IN_FLIGHT or self._in_flight.total() >= IN_FLIGHT_ALL
                 if not full:
-                    self._in_flight[routing_id] += 1
+                    self._in_flight[key] += 1
             if full:
-                self._send([routing_id, *p.pack(nonce, p.refusal(BusyError("too many requests at once")))])
+                self._connections.send(connection.rid, p.pack(nonce, p.refusal(BusyError("too many requests at once"))))
                 continue
-            with contextlib.suppress(RuntimeError):  # closing
-                self._workers.submit(self._work, routing_id, key, nonce, parts)
-
-    def _send(self, frames: list[bytes]) -> None:
-        # Whoever is gone, or does not read, asks again or does not need the answer any more.
-        with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            self._workers.submit(key, partial(self._work, connection.rid, key, nonce, parts))
 
     # -- a worker -----------------------------------------------------------------------------------------------
 
@@ -177,8 +184,8 @@ class PeerDoor:
             reply = p.refusal(TransportError("the other node failed to answer"))
         finally:
             with self._lock:
-                self._in_flight[routing_id] -= 1
-                if self._in_flight[routing_id] <= 0:
-                    del self._in_flight[routing_id]
-        self._outgoing.append([routing_id, *p.pack(nonce, reply, payload)])
+                self._in_flight[key] -= 1
+                if self._in_flight[key] <= 0:
+                    del self._in_flight[key]
+        self._outgoing.append((routing_id, p.pack(nonce, reply, payload)))
         self._wake.set()
