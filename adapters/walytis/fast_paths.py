@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -206,12 +205,7 @@ class FastPaths:
         assert index is not None
         name = chain.which_file(bytearray(block_ids.short_of(long_id)))
         with chain.index_lock:
-            fd = os.open(Path(chain.index_dir) / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                offset = os.lseek(fd, 0, os.SEEK_END)
-                os.write(fd, index_files.encode(long_id))
-            finally:
-                os.close(fd)
+            offset = index_files.append(Path(chain.index_dir) / name, long_id)
             fault("chain.recorded")
             index.add(long_id, name, offset, stored=True)
             if chain.number_of_known_ids is not None:

@@ -7,6 +7,7 @@ last whole record before upstream opens them (security.md U7).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,30 @@ def _record(held: bytes, at: int) -> tuple[bytes, int] | None:
             raise UntrustedInputError("an index file has a record without its end mark")
         return None
     return held[mark + 1 : end], end + len(END)
+
+
+def append(path: Path, long_id: bytes) -> int:
+    """Append one record, all of it or nothing; return the offset at which it starts.
+
+    Raises:
+        StorageFullError, StorageError: the file is as it was.
+    """
+    record = encode(long_id)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            offset = os.lseek(fd, 0, os.SEEK_END)
+            try:
+                if os.write(fd, record) != len(record):  # the disk filled up in the middle
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(fd, offset)  # what comes later must not stand behind half a record
+                raise
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise storage_error(e, f"write {path}") from e
+    return offset
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:

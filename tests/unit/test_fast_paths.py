@@ -18,7 +18,7 @@ from support.block_dags import OriginalChain, Shape, long_ids, shapes
 from walytis_vault.adapters.walytis import ancestry, block_ids, index_files
 from walytis_vault.adapters.walytis.block_index import BlockIndex
 from walytis_vault.adapters.walytis.end_blocks import MOST, EndBlocks
-from walytis_vault.domain.errors import UntrustedInputError
+from walytis_vault.domain.errors import StorageFullError, UntrustedInputError
 
 FIRST_FILE = "2000.09.22_00.00.00.000000"
 some = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -270,6 +270,21 @@ def test_junk_in_an_index_file_is_our_error_or_nothing(tmp_path_factory: pytest.
         pass
     index_files.repair(path)
     assert index_files.is_whole(path)
+
+
+def test_a_record_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up inside a record: the error says so, and later records stand behind whole ones."""
+    ids = long_ids([[], [0], [1]])
+    path = tmp_path / FIRST_FILE
+    index_files.append(path, ids[0])
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: write(fd, data[:300]))
+        with pytest.raises(StorageFullError):
+            index_files.append(path, ids[1])
+    assert index_files.is_whole(path)
+    assert index_files.append(path, ids[2]) == len(index_files.encode(ids[0]))
+    assert [record.long_id for record in index_files.records(path)] == [ids[0], ids[2]]
 
 
 def test_the_index_follows_a_file_that_grows(tmp_path: Path) -> None:
