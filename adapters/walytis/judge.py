@@ -7,6 +7,7 @@ Rules: design.md 3.2-3.5, docs/wire-format.md; the membership fold is `domain.me
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ from walytis_vault.adapters.walytis.lineage import Lineage
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.log_rows import BatchRow, EventRow
 from walytis_vault.domain import claims
-from walytis_vault.domain.batch import SignedBatch, decode_batch, key_id_of, key_id_of_device
-from walytis_vault.domain.errors import UntrustedInputError
+from walytis_vault.domain.batch import BATCH_VERSION, SignedBatch, decode_batch, key_id_of, key_id_of_device
+from walytis_vault.domain.errors import NewerVersionError, UntrustedInputError
 from walytis_vault.domain.events import (
     MEMBERSHIP_TOPICS,
     PRODUCT_EVENTS,
@@ -82,6 +83,11 @@ class Judge:
         self.root = root
         self._memberships: OrderedDict[int, Membership] = OrderedDict()
 
+    def understands(self) -> bytes:
+        """Changes when a new version reads batches that this one cannot."""
+        topics = sorted(getattr(self._table, "topics", ()))
+        return hashlib.sha256(repr((BATCH_VERSION, topics, REMOVAL_POLICIES)).encode()).digest()
+
     def judge(self, connection: apsw.Connection, batch: SignedBatch) -> Accepted | Waiting:
         """Judge a batch that is not in the index yet.
 
@@ -138,6 +144,10 @@ class Judge:
                 self._memberships.popitem(last=False)
         return found
 
+    def forget(self) -> None:
+        """A transaction was rolled back: the numbers of the contexts that it made are given again, to others."""
+        self._memberships.clear()
+
     def facts(self, connection: apsw.Connection, batch_ids: frozenset[bytes] | None = None) -> list[MembershipFact]:
         """Membership events of some batches, or of all in the index (void ones included)."""
         sql = (
@@ -190,7 +200,7 @@ class Judge:
         if not isinstance(founded, VaultFounded) or not isinstance(announced, KeyAnnounced):
             raise UntrustedInputError("founding batch does not begin with VaultFounded and KeyAnnounced")
         if founded.removal_policy not in REMOVAL_POLICIES:
-            raise UntrustedInputError("the vault's rule for removals is not known: it needs a newer walytis-vault")
+            raise NewerVersionError("the vault's rule for removals is not known: it needs a newer walytis-vault")
         keys = announced.keys
         if key_id_of_device(keys) != batch.body.key_id or keys.device != batch.body.author:
             raise UntrustedInputError("founding batch is not signed by the key that it announces")
@@ -201,10 +211,14 @@ class Judge:
         context = self._index.context_id(connection, ())
         return Accepted(Place(context, ROOT_DEPTH), keys.member, self._unpack(batch), membership=True)
 
-    def _check_signature(self, batch: SignedBatch, ed25519: bytes, ml_dsa_65: bytes) -> None:
-        if key_id_of(ed25519, ml_dsa_65) != batch.body.key_id or not self._verifier.verify(
+    def is_signed(self, batch: SignedBatch, ed25519: bytes, ml_dsa_65: bytes) -> bool:
+        """Whether both signatures of a batch are those of its key, which must be this one."""
+        return key_id_of(ed25519, ml_dsa_65) == batch.body.key_id and self._verifier.verify(
             ed25519=ed25519, ml_dsa_65=ml_dsa_65, signature=batch.signature, message=batch.signed_bytes()
-        ):
+        )
+
+    def _check_signature(self, batch: SignedBatch, ed25519: bytes, ml_dsa_65: bytes) -> None:
+        if not self.is_signed(batch, ed25519, ml_dsa_65):
             raise UntrustedInputError("signature does not verify")
 
     def _unpack(self, batch: SignedBatch) -> list[EventRow]:

@@ -122,5 +122,6 @@ class Ledger:
     def forget_current(self) -> None:
         """Fold again at the next question: a transaction was rolled back that may have changed membership."""
         self.index.overdue.rolled_back()
+        self.judge.forget()
         with self._lock:
             self._current = None

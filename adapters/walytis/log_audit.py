@@ -16,7 +16,8 @@ import msgspec
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.second_log import PAGE, SecondLog
 from walytis_vault.adapters.walytis.vault_log import VaultLog
-from walytis_vault.domain.errors import VaultError
+from walytis_vault.domain.batch import decode_batch
+from walytis_vault.domain.errors import UntrustedInputError, VaultError
 
 REFUSED_LISTED: Final = 1000
 FINDINGS_LISTED: Final = 1000
@@ -179,13 +180,22 @@ def _differs(
     if found is None:
         return refusals.get(batch_id) or _why_missing(log, again, row)
     for field in _FIELDS:
-        if row[field] != found[field]:
+        if row[field] != found[field] and not (field == "envelope" and _is_signed_anew(again, row, found)):
             return f"the index gives it {_SAID[field]} that its block does not"
     if row["events"] != found["events"]:
         return "the index gives it other events than its block does"
     if row["block"] is not None and row["block"] != found["block"]:  # the same batch can stand in two blocks
         return _block_problem(log, row)
     return None
+
+
+def _is_signed_anew(again: SecondLog, row: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether both hold one body, each with valid signatures: a member may sign twice, and tell each node another."""
+    try:
+        ours, theirs = decode_batch(row["envelope"]), decode_batch(found["envelope"])
+    except UntrustedInputError:
+        return False
+    return ours.raw_body == theirs.raw_body and again.is_signed(ours)
 
 
 def _why_missing(log: VaultLog, again: SecondLog, row: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from walytis_vault.adapters.walytis.reconciler import Reconciler
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.batch import SignedBatch, decode_batch
 from walytis_vault.domain.errors import StorageError, UntrustedInputError
-from walytis_vault.domain.ids import BatchId
+from walytis_vault.domain.ids import BatchId, KeyId
 from walytis_vault.domain.membership import Membership
 from walytis_vault.domain.ports import Chain, Verifier
 
@@ -123,6 +123,11 @@ class SecondLog:
             raise
         self.index.publish_horizon()
         return done
+
+    def is_signed(self, batch: SignedBatch) -> bool:
+        """Whether the signatures of a batch that was judged, or of a copy of it with others, are its key's."""
+        keys = self.membership().keys.get(KeyId(batch.body.key_id))
+        return keys is not None and self.judge.is_signed(batch, keys.ed25519, keys.ml_dsa_65)
 
     def membership(self) -> Membership:
         """Members and keys, given everything that was judged."""

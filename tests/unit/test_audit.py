@@ -15,6 +15,7 @@ from walytis_vault.adapters.walytis.log_audit import LogReport, audit_log
 from walytis_vault.adapters.walytis.memory_chain import GENESIS_BLOCKS, MemoryNetwork
 from walytis_vault.adapters.walytis.second_log import SecondLog
 from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.domain.batch import seal_batch
 from walytis_vault.domain.events import ContentErased, to_dcb
 from walytis_vault.domain.ids import BatchId
 from walytis_vault.ledger_account import Account, read_account
@@ -69,6 +70,28 @@ def test_whatever_the_index_says_wrongly_is_found(log: VaultLog, reason: str) ->
         connection.execute(CHANGES[reason])
     findings = " ".join(f.reason for f in look(log)[0].findings)
     assert any(part in findings for part in reason.split("|")), findings
+
+
+def test_a_batch_that_was_signed_twice_makes_no_honest_node_look_wrong(tmp_path: Path) -> None:
+    """One signature came by a member, another by the chain: both are valid, so nothing is found; a forged one is."""
+    chain, device = MemoryNetwork(manual=True).replica("a"), Device("a")
+    root = founded(chain, device)
+    log = open_log(tmp_path, chain, device, root)
+    log.reconciler.catch_up()
+    one = device.batch(chain.chain_id, [note(1)], number=2, previous=root)
+    two = seal_batch(one.body, device.signer)
+    assert one.batch_id == two.batch_id
+    assert one.envelope() != two.envelope()
+    log.reconciler.accept([one.envelope()])
+    for batch in (two, one):
+        chain.append(batch.envelope())
+        log.reconciler.catch_up()
+        assert look(log)[0].findings == ()
+    forged = one.envelope()[:100] + bytes([one.envelope()[100] ^ 1]) + one.envelope()[101:]
+    with log.index.database.transaction() as connection:
+        connection.execute("UPDATE batches SET envelope = ? WHERE seq = 2", (forged,))
+    assert "bytes that its block does not" in look(log)[0].findings[0].reason
+    log.close()
 
 
 def test_an_event_that_was_slipped_in_is_found(log: VaultLog) -> None:
