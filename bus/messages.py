@@ -89,7 +89,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     network: str
     locked: bool = False
     blocks: dict[str, int] = {}
-    """Counts of blocks by verdict: accepted, foreign, refused, waiting."""
+    """Counts of blocks by verdict: accepted, refused, waiting, unreadable, and others."""
     details: dict[str, Any] = {}
     device: str = ""
     """DID of this node's device; `did` is the member's."""

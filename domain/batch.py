@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from walytis_vault.domain.errors import UntrustedInputError
+from walytis_vault.domain.errors import NewerVersionError, UntrustedInputError
 from walytis_vault.domain.events import Counter, DeviceKeys, DidText, Digest
 from walytis_vault.domain.ids import BatchId, KeyId
 from walytis_vault.domain.limits import LIMITS, Limits
@@ -56,6 +56,10 @@ class BatchBody(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         """The batches that this one has as direct causes."""
         own = (BatchId(self.previous),) if self.previous else ()
         return own + tuple(BatchId(h) for h in self.heads)
+
+
+LAST_VERSION: Final = 31
+"""Versions that batches may ever have: what begins with another byte is no batch."""
 
 
 class SignedBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +121,8 @@ def decode_batch(content: bytes, limits: Limits = LIMITS) -> SignedBatch:
     if not content:
         raise UntrustedInputError("empty block")
     if content[0] != BATCH_VERSION:
-        raise UntrustedInputError(f"unknown batch version {content[0]}")
+        kind = NewerVersionError if BATCH_VERSION < content[0] <= LAST_VERSION else UntrustedInputError
+        raise kind(f"unknown batch version {content[0]}")
     if len(content) <= ENVELOPE_BYTES:
         raise UntrustedInputError("truncated batch")
     if len(content) > ENVELOPE_BYTES + limits.batch_body:
@@ -136,7 +141,7 @@ def decode_batch(content: bytes, limits: Limits = LIMITS) -> SignedBatch:
 def _check_shape(body: BatchBody, limits: Limits) -> None:
     """Refuse bodies that decode but contradict themselves."""
     if body.version != BATCH_VERSION:
-        raise UntrustedInputError(f"unknown batch version {body.version}")
+        raise NewerVersionError(f"unknown batch version {body.version}: it needs a newer walytis-vault")
     if (body.number == 1) != (not body.previous):
         raise UntrustedInputError("only a device's first batch has no previous batch")
     if body.previous and len(body.previous) != 32:

@@ -64,6 +64,12 @@ class UntrustedInputError(VaultError):
     code = "untrusted-input"
 
 
+class NewerVersionError(UntrustedInputError):
+    """A newer walytis-vault wrote this: it is looked at again after an upgrade."""
+
+    code = "newer-version"
+
+
 class StorageError(VaultError):
     """The disk refused: full, damaged, unwritable. Nothing was acknowledged."""
 

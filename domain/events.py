@@ -16,7 +16,7 @@ from eventsourcing.dcb.domain import Decision, Tagged
 from eventsourcing.dcb.persistence import DCBMapper
 from msgspec import Meta
 
-from walytis_vault.domain.errors import MisuseError, UntrustedInputError
+from walytis_vault.domain.errors import MisuseError, NewerVersionError, UntrustedInputError
 from walytis_vault.domain.limits import LIMITS
 
 Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -322,7 +322,7 @@ class ClosedEventTable:
         """Decode one payload. Raises UntrustedInputError for an unknown topic or bytes that do not fit it."""
         decoder = self._decoders.get(topic)
         if decoder is None:
-            raise UntrustedInputError(f"unknown event type {topic[:64]!r}: this vault needs a newer walytis-vault")
+            raise NewerVersionError(f"unknown event type {topic[:64]!r}: this vault needs a newer walytis-vault")
         if len(payload) > LIMITS.event_payload:
             raise UntrustedInputError(f"{topic} of {len(payload)} bytes exceeds {LIMITS.event_payload}")
         try:

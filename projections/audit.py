@@ -15,8 +15,8 @@ from walytis_vault.domain.errors import MisuseError
 from walytis_vault.projections import paging
 from walytis_vault.projections.base import Page, Request
 
-Verdict = Literal["accepted", "void", "waiting", "foreign", "refused"]
-VERDICTS: Final = ("accepted", "void", "waiting", "foreign", "refused")
+Verdict = Literal["accepted", "void", "waiting", "foreign", "refused", "unreadable"]
+VERDICTS: Final = ("accepted", "void", "waiting", "foreign", "refused", "unreadable")
 FILTERS: Final = frozenset({"verdict", "author", "device"})
 
 

@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS blocks(
 CREATE INDEX IF NOT EXISTS blocks_verdict ON blocks(verdict);
 CREATE TABLE IF NOT EXISTS waiting(missing BLOB NOT NULL, key BLOB NOT NULL, PRIMARY KEY(missing, key)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS waiting_key ON waiting(key);
+CREATE TABLE IF NOT EXISTS understood(only INTEGER PRIMARY KEY CHECK(only = 1), value BLOB NOT NULL);
 """
 
 
@@ -81,6 +82,15 @@ class BlockVerdicts:
             ).fetchall()
             connection.executemany("DELETE FROM blocks WHERE key = ?", rows)
             self._look_again(connection, [row[0] for row in rows])
+
+    def understand(self, value: bytes) -> None:
+        """Judge blocks again that were `unreadable` when something else than this value was given last."""
+        with self.database.read() as connection:
+            row: Any = connection.execute("SELECT value FROM understood").fetchone()
+        if row is None or row[0] != value:
+            self.reconsider("unreadable")
+            with self.database.transaction() as connection:
+                connection.execute("INSERT OR REPLACE INTO understood VALUES(1, ?)", (value,))
 
     def _look_again(self, connection: apsw.Connection, keys: list[bytes]) -> None:
         self.overdue.note(keys)

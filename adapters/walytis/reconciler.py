@@ -22,6 +22,7 @@ from walytis_vault.adapters.walytis.ledger import Ledger
 from walytis_vault.domain.batch import decode_batch
 from walytis_vault.domain.errors import (
     BusyError,
+    NewerVersionError,
     NotYetAvailableError,
     UntrustedInputError,
     VaultError,
@@ -341,15 +342,16 @@ class Reconciler:
             return []
         try:
             batch = decode_batch(content)
-            verdict = self._ledger.receive(connection, batch, ref.key)
+            judged = self._ledger.receive(connection, batch, ref.key)
         except UntrustedInputError as e:
-            self._index.set_verdict(connection, ref.key, "refused", str(e)[:500])
+            verdict = "unreadable" if isinstance(e, NewerVersionError) else "refused"
+            self._index.set_verdict(connection, ref.key, verdict, str(e)[:500])
             return []
-        if isinstance(verdict, Waiting):
-            self._index.park(connection, ref.key, verdict.missing)
+        if isinstance(judged, Waiting):
+            self._index.park(connection, ref.key, judged.missing)
             self._missing = True
             return []
-        if isinstance(verdict, Accepted):
+        if isinstance(judged, Accepted):
             self._index.set_verdict(connection, ref.key, "accepted", None)
         elif self._index.verdict(connection, ref.key) is None:
             self._index.set_verdict(connection, ref.key, "duplicate", None)

@@ -77,6 +77,7 @@ class VaultLog:
         """Open the index; nothing runs before `start`."""
         self.index = LogIndex(database)
         self.judge = Judge(self.index, verifier, table, chain.chain_id, root)
+        self.index.understand(self.judge.understands())
         self.ledger = Ledger(self.index, self.judge)
         self.reconciler = Reconciler(self.ledger, chain, progress=progress)
         self.writer = LogWriter(

@@ -185,5 +185,11 @@ def audit_rows(index: LogIndex, after: int, limit: int, filters: dict[str, Any])
     ]
 
 
-_VERDICTS: Final[dict[str, Verdict]] = {"accepted": "accepted", "waiting": "waiting", "refused": "refused"}
+_VERDICTS: Final[dict[str, Verdict]] = {
+    "accepted": "accepted",
+    "waiting": "waiting",
+    "put off": "waiting",
+    "refused": "refused",
+    "unreadable": "unreadable",
+}
 """The chain's own first blocks and repeated batches are shown as foreign: they carry nothing of ours."""

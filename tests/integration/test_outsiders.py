@@ -85,9 +85,9 @@ def resident(member: Member) -> float:
 
 
 def refused(member: Member) -> int:
-    """How many blocks the node has refused or parked."""
+    """How many blocks the node has refused or parked, or takes for those of a newer version."""
     blocks = member.client.status().blocks
-    return blocks.get("refused", 0) + blocks.get("waiting", 0)
+    return sum(blocks.get(verdict, 0) for verdict in ("refused", "waiting", "unreadable"))
 
 
 def forgeries(outsider: Outsider) -> dict[str, bytes]:

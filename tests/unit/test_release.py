@@ -15,6 +15,7 @@ from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain import faults
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.errors import NotYetAvailableError, StorageFullError
+from walytis_vault.domain.events import ClosedEventTable, ContentRestored, ContentRetracted, KeyAnnounced, VaultFounded
 from walytis_vault.domain.ports import BlockRef
 
 FOUNDING_EVENTS = 2
@@ -249,4 +250,28 @@ def test_nothing_that_goes_wrong_ends_the_thread(world: World, monkeypatch: pyte
     world.put(world.batch())
     log.reconciler.look()
     assert log.index.wait_beyond(FOUNDING_EVENTS, timeout=15) == FOUNDING_EVENTS + 1
+    log.close()
+
+
+def test_what_only_a_newer_version_reads_enters_after_the_upgrade(world: World) -> None:
+    """Its block is unreadable, not refused, and what stands on it waits; an upgraded node ends as a new one does."""
+    older = ClosedEventTable([VaultFounded, KeyAnnounced, ContentRetracted])
+    log = open_log(world.folder, world.chain, world.device, world.root, table=older)
+    restored = world.device.batch(
+        world.chain.chain_id, [ContentRestored(content_id=b"c" * 16)], number=2, previous=world.root
+    )
+    world.number, world.tip = 2, restored.batch_id
+    world.put(restored)
+    world.put(world.batch())
+    world.network.inject(b"\2" + restored.envelope()[1:], parents=world.ground)
+    for _ in range(2):
+        log.reconciler.catch_up()
+        assert log.index.verdict_counts() == {"accepted": 1, "refused": 5, "unreadable": 2, "waiting": 1}
+        log.close()
+        log = open_log(world.folder, world.chain, world.device, world.root, table=older)
+    log.close()
+    log = world.open()
+    log.reconciler.catch_up()
+    assert log.index.horizon == FOUNDING_EVENTS + 2
+    assert log.index.verdict_counts() == {"accepted": 3, "refused": 5, "unreadable": 1}
     log.close()
