@@ -1,7 +1,8 @@
 """Downloads: contents on their way to clients, pulled by byte credit.
 
 A worker reads verified plaintext only as far as the client's credit and the node's own limits allow, so a
-client that stops taking costs one open file. State is touched by the door's thread only, the reader by one
+client that stops taking costs one open file. What must come from peers first is waited for on threads of its
+own, and given up when the client has gone. State is touched by the door's thread only, the reader by one
 worker at a time. Spec: docs/bus-protocol.md, "Downloads".
 """
 
@@ -20,7 +21,7 @@ from walytis_vault.bus.protocol import ATTACH, CREDIT, GONE, Credit, Header, Kin
 from walytis_vault.bus.sealing import Seal, new_key
 from walytis_vault.bus.security import ClientEntry
 from walytis_vault.bus.service import VaultService
-from walytis_vault.domain.errors import MisuseError, VaultError
+from walytis_vault.domain.errors import MisuseError, NotYetAvailableError, TimedOutError, VaultError
 from walytis_vault.domain.ports import ContentReader
 
 _BATCH = 4 << 20
@@ -30,10 +31,12 @@ _BATCH = 4 << 20
 class Download:
     """One content being sent to one connection."""
 
-    def __init__(self, peer: Peer, stream_id: bytes, call: OpenCall) -> None:
+    def __init__(self, peer: Peer, stream_id: bytes, call: OpenCall, pool: FairPool) -> None:
         self.peer = peer
         self.id = stream_id
         self.call = call
+        self.pool = pool
+        """Where its reads run."""
         self.reader: ContentReader | None = None
         self.length = -1
         self.sent = call.offset
@@ -49,20 +52,23 @@ class Download:
         self.busy = True
         self.ended = False
         self.dead = False
-        self.touched = time.monotonic()
+        self.began = self.touched = time.monotonic()
 
 
 class Downloads:
     """All downloads of a node."""
 
-    def __init__(self, door: Door, service: VaultService, pool: FairPool, budget: Budget) -> None:
+    def __init__(self, door: Door, service: VaultService, pool: FairPool, fetches: FairPool, budget: Budget) -> None:
         self._door = door
         self._service = service
         self._pool = pool
+        self._fetches = fetches
         self._budget = budget
         self._streams: dict[tuple[bytes, bytes], Download] = {}
         self._starved: dict[tuple[bytes, bytes], Download] = {}
         self._sealed: dict[bytes, Download] = {}
+        self._dying: set[Download] = set()
+        """Those that have ended, and that a worker has not let go of."""
 
     @property
     def open_count(self) -> int:
@@ -70,23 +76,55 @@ class Downloads:
         return len(self._streams)
 
     def count(self, name: str) -> int:
-        """Downloads that a client key has open."""
-        return sum(1 for s in self._streams.values() if s.peer.entry.name == name)
+        """Downloads that a client key has open, or that a worker still has in hand."""
+        return sum(1 for s in [*self._streams.values(), *self._dying] if s.peer.entry.name == name)
 
     def open(self, peer: Peer, stream_id: bytes, call: OpenCall) -> None:
         """Begin a download, or answer again when it was asked for again."""
         stream = self._streams.get((peer.rid, stream_id))
         if stream is not None:
+            stream.touched = time.monotonic()
             if stream.length >= 0:
                 self._announce(stream)
             return
-        stream = self._streams[peer.rid, stream_id] = Download(peer, stream_id, call)
+        stream = self._streams[peer.rid, stream_id] = Download(peer, stream_id, call, self._pool)
         self._pool.submit(peer.entry.public_key, lambda: self._open(stream))
 
     def _open(self, stream: Download) -> None:
+        """On a worker of the many: what is not here is left to those who may wait."""
+        if stream.dead:
+            self._door.post(lambda: self._let_go(stream))
+            return
         call = stream.call
         with shield(lambda e: self._door.post(lambda: self._failed(stream, e))):
-            reader = self._service.open_content(call.content_id, timeout=call.timeout_ms / 1000)
+            try:
+                reader = self._service.open_content(call.content_id, timeout=0)
+            except (TimedOutError, NotYetAvailableError):
+                if not call.timeout_ms:
+                    raise
+            else:
+                if reader.here:
+                    self._begin(stream, reader)
+                    return
+                reader.close()
+            stream.pool = self._fetches
+            stream.pool.submit(stream.peer.entry.public_key, lambda: self._fetch(stream))
+
+    def _fetch(self, stream: Download) -> None:
+        """On a worker that may wait."""
+        if stream.dead:
+            self._door.post(lambda: self._let_go(stream))
+            return
+        left = stream.began + stream.call.timeout_ms / 1000 - time.monotonic()
+        with shield(lambda e: self._door.post(lambda: self._failed(stream, e))):
+            reader = self._service.open_content(
+                stream.call.content_id, timeout=max(0.0, left), given_up=lambda: stream.dead
+            )
+            self._begin(stream, reader)
+
+    def _begin(self, stream: Download, reader: ContentReader) -> None:
+        call = stream.call
+        with shield(lambda e: self._door.post(lambda: self._failed(stream, e))):
             stream.reader = reader
             length = reader.length
             if call.offset > length:
@@ -198,7 +236,7 @@ class Downloads:
         if allowed > 0:
             stream.busy = True
             size = min(allowed, _BATCH)
-            self._pool.submit(stream.peer.entry.public_key, lambda: self._read(stream, size))
+            stream.pool.submit(stream.peer.entry.public_key, lambda: self._read(stream, size))
 
     def _send_next(self, stream: Download) -> bool:
         """Send one chunk of what is ready; False when that must wait. A sealed one goes whole or not at all."""
@@ -244,7 +282,12 @@ class Downloads:
                 if last:
                     return
         if stream.dead:
-            self._close(stream)
+            self._door.post(lambda: self._let_go(stream))
+
+    def _let_go(self, stream: Download) -> None:
+        """The worker has let go of one that ended meanwhile."""
+        stream.busy = False
+        self._close(stream)
 
     def _have(self, stream: Download, ready: list[tuple[int, bytes | memoryview]], *, last: bool) -> None:
         stream.busy = not last
@@ -285,13 +328,24 @@ class Downloads:
             del self._sealed[stream.id]
         stream.dead = True
         stream.ready.clear()
+        self._dying.add(stream)
+        reader = stream.reader
         if not stream.busy:
             self._close(stream)
+        elif reader is not None and not reader.here:
+            reader.close()  # its worker waits for a peer
 
     def _close(self, stream: Download) -> None:
         reader, stream.reader = stream.reader, None
-        if reader is not None:
-            self._pool.submit(stream.peer.entry.public_key, _closer(reader))
+        if reader is None:
+            self._dying.discard(stream)
+            return
+
+        def close() -> None:
+            _closer(reader)()
+            self._door.post(lambda: self._dying.discard(stream))
+
+        self._pool.submit(stream.peer.entry.public_key, close)
 
     def on_gone(self, peer: Peer) -> None:
         """Drop the downloads of a connection; say so on the other one, if it was the one for bulk."""
@@ -304,14 +358,14 @@ class Downloads:
     def on_tick(self, now: float) -> None:
         """Cut what is silent; a connection that holds undelivered bytes is cut with it, to free them."""
         for stream in list(self._streams.values()):
-            if not stream.busy and now - stream.touched > self._door.limits.idle:
+            if now - stream.touched > self._door.limits.idle:
                 if stream.sent > stream.received:
                     self._door.cut(stream.bulk or stream.peer, "it takes nothing of a download")
                 self._drop(stream)
 
     def close(self) -> None:
         """Close all readers; the pool has ended."""
-        for stream in list(self._streams.values()):
+        for stream in [*self._streams.values(), *self._dying]:
             stream.dead = True
             if stream.reader is not None:
                 _closer(stream.reader)()

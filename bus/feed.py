@@ -57,6 +57,8 @@ class Feed:
         self._pool = pool
         self._subscriptions: dict[tuple[bytes, bytes], Subscription] = {}
         self._waiters: dict[tuple[bytes, bytes], _Waiter] = {}
+        self._dying: set[Subscription] = set()
+        """Those that have ended, and that a worker has not let go of."""
         self._position = 0
         self._posted = False
         self._cache: OrderedDict[tuple[str, bytes, int, int, int], tuple[bytes, int, int]] = OrderedDict()
@@ -72,7 +74,9 @@ class Feed:
 
     def count(self, name: str) -> int:
         """Subscriptions and waits that a client key has open."""
-        peers = [s.peer for s in self._subscriptions.values()] + [w.peer for w in self._waiters.values()]
+        peers = [s.peer for s in [*self._subscriptions.values(), *self._dying]] + [
+            w.peer for w in self._waiters.values()
+        ]
         return sum(1 for peer in peers if peer.entry.name == name)
 
     def _advanced(self, position: int) -> None:
@@ -164,6 +168,9 @@ class Feed:
         self._pool.submit(s.peer.entry.public_key, lambda: self._read(s, after, size))
 
     def _read(self, s: Subscription, after: int, size: int) -> None:
+        if s.dead:
+            self._door.post(lambda: self._dying.discard(s))
+            return
         with shield(lambda e: self._door.post(lambda: self._failed(s, e))):
             latest = self._position
             key = (s.call.view, s.filters, after, size, latest)
@@ -191,6 +198,7 @@ class Feed:
     def _have(self, s: Subscription, body: bytes, upto: int, count: int) -> None:
         s.busy = False
         if s.dead:
+            self._dying.discard(s)
             return
         if upto > s.position:
             s.dirty = True  # there may be more; nothing new ends it
@@ -203,6 +211,7 @@ class Feed:
 
     def _failed(self, s: Subscription, error: VaultError) -> None:
         s.busy = False
+        self._dying.discard(s)
         self._fail(s, error)
 
     def _fail(self, s: Subscription, error: VaultError) -> None:
@@ -212,6 +221,8 @@ class Feed:
 
     def _drop(self, s: Subscription) -> None:
         s.dead = True
+        if s.busy:
+            self._dying.add(s)
         self._subscriptions.pop((s.peer.rid, s.id), None)
 
     def on_gone(self, peer: Peer) -> None:

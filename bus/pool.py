@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
 
 _log = logging.getLogger(__name__)
@@ -21,11 +21,15 @@ class FairPool:
     Args:
         name: for thread names and logs.
         threads: the bound.
+        per_owner: how many of them one owner may have; None for all.
     """
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, *, per_owner: int | None = None) -> None:
         self._name = name
         self._bound = threads
+        self._per_owner = per_owner or threads
+        self._held: Counter[Hashable] = Counter()
+        """Threads that each owner has."""
         self._ready: OrderedDict[Hashable, deque[Task]] = OrderedDict()
         self._condition = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -70,25 +74,37 @@ class FairPool:
             thread.join(per_thread)
         return not any(t.is_alive() for t in self._threads)
 
-    def _take(self) -> Task | None:
+    def _next(self) -> Hashable | None:
+        """Whose turn it is."""
+        return next((owner for owner in self._ready if self._held[owner] < self._per_owner), None)
+
+    def _take(self) -> tuple[Hashable, Task] | None:
         with self._condition:
             self._idle += 1
-            while not self._ready and not self._closed:
+            while (owner := self._next()) is None and not self._closed:
                 self._condition.wait()
             self._idle -= 1
-            if self._closed:
+            if owner is None or self._closed:
                 return None
-            owner, queue = self._ready.popitem(last=False)
+            queue = self._ready.pop(owner)
             task = queue.popleft()
             self._waiting -= 1
+            self._held[owner] += 1
             if queue:
                 self._ready[owner] = queue
-            return task
+            return owner, task
 
     def _run(self) -> None:
-        while (task := self._take()) is not None:
+        while (taken := self._take()) is not None:
+            owner, task = taken
             try:
                 task()
             except Exception:
                 _log.exception("a task of the bus pool %s failed", self._name)
-            del task
+            del taken, task
+            with self._condition:
+                self._held[owner] -= 1
+                if not self._held[owner]:
+                    del self._held[owner]
+                if self._ready:
+                    self._condition.notify()

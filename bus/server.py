@@ -139,13 +139,14 @@ class BusServer:
             "read": FairPool("read", 4),
             "effect": FairPool("effect", 32),
             "stream": FairPool("stream", 8),
+            "fetch": FairPool("fetch", 64, per_owner=8),
             "slow": FairPool("slow", 2),
             "loop": FairPool("feed", 2),
         }
         down, up = Budget("down", limits), Budget("up", limits)
         pools = self._pools
         self._desk = Desk(door, self._service, pools)
-        self._downloads = Downloads(door, self._service, pools["stream"], down)
+        self._downloads = Downloads(door, self._service, pools["stream"], pools["fetch"], down)
         self._uploads = Uploads(door, self._service, pools["effect"], pools["stream"], up)
         self._feed = Feed(door, self._service, pools["loop"])
         self._budgets = (down, up)

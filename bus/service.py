@@ -28,6 +28,11 @@ from walytis_vault.domain.errors import VaultError
 from walytis_vault.domain.ports import ContentReader
 
 
+def never() -> bool:
+    """Nobody gives up."""
+    return False
+
+
 class PublishSession(Protocol):
     """One content being published. Owned by one worker thread at a time."""
 
@@ -60,8 +65,13 @@ class VaultService(Protocol):
         """Publish small contents that revise nothing, with one wait for all: the receipt or the error of each."""
         ...
 
-    def open_content(self, content_id: str, *, timeout: float) -> ContentReader:
-        """Open a content to read, fetching it from peers if need be."""
+    def open_content(self, content_id: str, *, timeout: float, given_up: Callable[[], bool] = never) -> ContentReader:
+        """Open a content to read, fetching it from peers if need be.
+
+        Args:
+            timeout: seconds that a fetch may take until its first bytes are there; with 0 nothing is waited for.
+            given_up: looked at while waiting: whether nobody wants the content any more.
+        """
         ...
 
     def forget(self, contents: tuple[str, ...], reason: str, key: RequestKey | None = None) -> BallotInfo:

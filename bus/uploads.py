@@ -71,8 +71,8 @@ class Uploads:
         return len(self._uploads)
 
     def count(self, name: str) -> int:
-        """Uploads that a client key has open."""
-        return sum(1 for owner, _ in self._uploads if owner == name)
+        """Uploads that a client key has open, or that a worker still has in hand."""
+        return sum(1 for u in [*self._uploads.values(), *self._dying] if u.key.client == name)
 
     def open(self, peer: Peer, call: PublishCall, key: RequestKey) -> None:
         """Begin an upload. The same request over a new connection takes the place of the old one."""
@@ -92,18 +92,22 @@ class Uploads:
         self._effects.submit(peer.entry.public_key, lambda: self._begin(upload))
 
     def _begin(self, upload: Upload) -> None:
+        if upload.state == "dead":
+            self._door.post(lambda: self._let_go(upload))
+            return
         with shield(lambda e: self._door.post(lambda: self._failed(upload, e))):
             begun = self._service.begin_publish(upload.call.options, upload.key)
             self._door.post(lambda: self._begun(upload, begun))
 
     def _begun(self, upload: Upload, begun: PublishSession | Published) -> None:
+        if not isinstance(begun, Published):
+            upload.session = begun
+        if upload.state == "dead":
+            self._let_go(upload)
+            return
         upload.busy = False
         if isinstance(begun, Published):
             self._reply(upload, begun)
-            return
-        upload.session = begun
-        if upload.state == "dead":
-            self._abort(upload)
             return
         upload.state = "open"
         size = upload.call.size
@@ -143,7 +147,7 @@ class Uploads:
         return True
 
     def on_bulk(self, message: Header) -> None:
-        """DATA on the bulk socket. Only what its seal proves is written; anything else ends the upload."""
+        """DATA on the bulk socket. Only what its seal proves is written; what is changed at its place ends it."""
         upload = self._sealed.get(message.id)
         if upload is None or upload.state != "open":
             return
@@ -151,6 +155,8 @@ class Uploads:
         try:
             offset = decode(PLACE, message.body).offset
             size = len(message.data) - TAG_BYTES
+            if offset != upload.received:
+                return  # of an earlier attempt, or of a stranger; whoever sent it in earnest sees that nothing arrives
             self._check_data(upload, offset, size)
             upload.data_at = upload.touched
             if size < _JOIN and len(upload.pieces) > _SMALL_MOST:
@@ -271,6 +277,7 @@ class Uploads:
         upload.busy = False
         self._door.send(upload.peer, Kind.REPLY, upload.id, published)
         self._forget(upload)
+        self._dying.discard(upload)
 
     def _failed(self, upload: Upload, error: VaultError) -> None:
         """The worker met an error, and has let go of the session."""
@@ -283,6 +290,11 @@ class Uploads:
         if upload.state != "dead":
             self._door.send_error(upload.peer, upload.id, error)
             self._kill(upload)
+
+    def _let_go(self, upload: Upload) -> None:
+        """The worker has let go of one that ended meanwhile."""
+        upload.busy = False
+        self._abort(upload)
 
     def _kill(self, upload: Upload) -> None:
         """End it without a result."""
@@ -301,13 +313,14 @@ class Uploads:
             upload.state = "dead"
             self._budget.give(upload.peer, upload.limit - upload.written)
             upload.pieces.clear()
-            if upload.session is not None:
+            if upload.busy or upload.session is not None:
                 self._dying.add(upload)
         self._feed_starved()
 
     def _abort(self, upload: Upload) -> None:
         session, upload.session = upload.session, None
         if session is None:
+            self._dying.discard(upload)
             return
         self._dying.add(upload)
 

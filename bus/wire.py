@@ -35,6 +35,7 @@ class Line:
         s.sndhwm = 256
         s.rcvhwm = 256
         s.immediate = True
+        s.reconnect_ivl = -1  # what waits is for this run of the node, and for no later one
         s.heartbeat_ivl = 10_000
         s.heartbeat_timeout = 30_000
         s.maxmsgsize = cap
@@ -110,7 +111,6 @@ class Wire:
             raise
         self.main = Line(context, poller, limits.reply + 64)
         s = self.main.socket
-        s.reconnect_ivl = -1
         s.curve_serverkey = record.server_key.encode()
         s.curve_publickey = key.public_key.encode()
         s.curve_secretkey = key.secret_key.encode()

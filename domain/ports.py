@@ -238,6 +238,11 @@ class ContentReader(Protocol):
         """True plaintext length in bytes."""
         ...
 
+    @property
+    def here(self) -> bool:
+        """Whether all of it is on this machine: `read` waits for no peer."""
+        ...
+
     def read(self) -> bytes:
         """Return the next piece (<= 1 MiB of plaintext) after its segment verified; b"" at the end.
 
@@ -248,7 +253,7 @@ class ContentReader(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the file. Idempotent."""
+        """Release the file. Idempotent. From any thread when it is not `here`: it ends a `read` that waits."""
         ...
 
 

@@ -185,6 +185,11 @@ class DiskContentReader:
         """True plaintext length in bytes."""
         return self._length
 
+    @property
+    def here(self) -> bool:
+        """Whether no segment has to come from a peer."""
+        return self._source.ahead
+
     def read(self) -> bytes:
         """Return the next piece (at most 1 MiB) after its segment verified; b"" at the end.
 

@@ -253,6 +253,11 @@ class MemoryContentReader:
         """True plaintext length in bytes."""
         return self._length
 
+    @property
+    def here(self) -> bool:
+        """Always."""
+        return True
+
     def read(self) -> bytes:
         """Return the next piece; b"" at the end. Raises DamagedContentError, ForgottenError."""
         if self._closed:

@@ -32,6 +32,7 @@ from walytis_vault.bus.messages import (
     Status,
     ViewStatus,
 )
+from walytis_vault.bus.service import never
 from walytis_vault.commands import Commands
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.contents import decide_restore, decide_retract
@@ -73,7 +74,7 @@ class NodeService(Commands):
         clock: Clock,
         randomness: Randomness,
         peers: Callable[[], Sequence[str]],
-        fetch: Callable[[ContentId, float, bool], CiphertextWriter | None],
+        fetch: Callable[[ContentId, float, bool, Callable[[], bool]], CiphertextWriter | None],
         members: MemberDesk,
         safekeeping: Safekeeping,
         repair: Repair,
@@ -125,7 +126,7 @@ class NodeService(Commands):
             randomness=self._randomness,
         )
 
-    def open_content(self, content_id: str, *, timeout: float) -> ContentReader:
+    def open_content(self, content_id: str, *, timeout: float, given_up: Callable[[], bool] = never) -> ContentReader:
         """See `VaultService.open_content`.
 
         Raises:
@@ -145,7 +146,7 @@ class NodeService(Commands):
         if (key := self._store.content_key(wanted, with_bytes=True)) is not None:
             length = open_descriptor(key, wanted, event.descriptor).length
             return self._store.reader(wanted, author=author, root=root, length=length, padded_length=padded, key=key)
-        coming = self._fetch(wanted, timeout, False)
+        coming = self._fetch(wanted, timeout, False, given_up)
         descriptor = self._store.open_descriptor(wanted, event.descriptor)
         if descriptor is None:
             raise NotYetAvailableError(f"the key of content {content_id} is not on this node yet")
@@ -153,7 +154,7 @@ class NodeService(Commands):
             return self._store.reader(wanted, author=author, root=root, length=descriptor.length, padded_length=padded)
         return self._store.incoming_reader(
             wanted,
-            lambda begun: self._fetch(wanted, timeout, begun),
+            lambda begun: self._fetch(wanted, timeout, begun, given_up),
             author=author,
             root=root,
             length=descriptor.length,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
 from support.bus_world import World
 from support.raw_client import Raw, eventually, ident, rss
-from walytis_vault.bus.calls import OpenCall, PublishCall, QueryCall, StatusCall
+from walytis_vault.bus.calls import Call, OpenCall, PublishCall, QueryCall, StatusCall, SubscribeCall
 from walytis_vault.bus.protocol import BusLimits, Kind, Nothing
 from walytis_vault.bus.security import add_client
+from walytis_vault.domain.errors import TimedOutError
 
 MakeWorld = Callable[[BusLimits], World]
 
@@ -176,4 +179,80 @@ def test_a_reader_that_is_slow_gets_everything(make: MakeWorld) -> None:
         elif parts[0][4] == Kind.PONG:
             pongs += 1
     assert (got, pongs) == (8 << 20, 300)
+    raw.close()
+
+
+def test_contents_that_do_not_come_hold_up_nobody(make: MakeWorld) -> None:
+    """A key that waits for contents that nobody brings has threads of its own; others request and fetch."""
+    world = make(BusLimits(quiet=0.2))
+    never, later, local = (world.service.pretend(2 << 20) for _ in range(3))
+    world.service.away |= {never, later}
+    held = hogs(world, 8)
+    for raw in held:
+        for _ in range(8):
+            raw.send(Kind.REQUEST, ident(), OpenCall(content_id=never, timeout_ms=86_400_000))
+    client = world.client()
+    assert eventually(lambda: world.server.details()["downloads"] == 64)
+    assert len(client.request(local) or b"") == 2 << 20
+    with pytest.raises(TimedOutError):
+        client.request(later, timeout=0.1)
+    threading.Timer(0.3, world.service.away.discard, [later]).start()
+    assert len(client.request(later) or b"") == 2 << 20
+    assert client.publish(bytes(300_000)).position == 4
+    for raw in held:
+        raw.close()
+    assert eventually(lambda: world.server.details()["downloads"] == 0 and not world.server._downloads._dying)
+
+
+def test_contents_that_stop_coming_hold_up_nobody(make: MakeWorld) -> None:
+    """A content of which only the beginning comes holds none of the threads that serve what is here."""
+    world = make(BusLimits(quiet=0.2))
+    stuck, local = world.service.pretend(4 << 20), world.service.pretend(2 << 20)
+    world.service.coming.add(stuck)
+    held = hogs(world, 4)
+    for raw in held:
+        for _ in range(16):
+            raw.send(Kind.REQUEST, ident(), OpenCall(content_id=stuck, limit=4 << 20, timeout_ms=86_400_000))
+    assert eventually(lambda: world.server.details()["bytes_down"] >= 8 << 20)
+    client = world.client()
+    assert len(client.request(local) or b"") == 2 << 20
+    for raw in held:
+        raw.close()
+    assert eventually(lambda: world.server.details()["downloads"] == 0 and not world.server._downloads._dying)
+    assert eventually(lambda: not world.service.readers)
+
+
+CALLS: dict[str, Callable[[str], Call]] = {
+    "stream": lambda content_id: OpenCall(content_id=content_id, timeout_ms=1000),
+    "effect": lambda _: PublishCall(inline=False),
+    "loop": lambda _: SubscribeCall(view="events", after=0, limit=10),
+}
+
+
+@pytest.mark.parametrize("lane", CALLS)
+def test_open_and_cancel_is_counted(make: MakeWorld, monkeypatch: pytest.MonkeyPatch, lane: str) -> None:
+    """Whoever opens and cancels in turns gets no more of the node than who keeps open."""
+    world = make(BusLimits(client_streams=16, client_subscriptions=16))
+    content_id = world.service.pretend(1 << 20)
+    for name in ("open_content", "begin_publish", "changes"):
+        before = getattr(world.service, name)
+
+        def slow(*arguments: Any, before: Callable[..., Any] = before, **named: Any) -> Any:
+            threading.Event().wait(0.01)
+            return before(*arguments, **named)
+
+        monkeypatch.setattr(world.service, name, slow)
+    (raw,) = hogs(world, 1)
+    raw.socket.sndtimeo = 10_000
+    deepest = 0
+    for _ in range(3000):
+        stream = ident()
+        raw.send(Kind.REQUEST, stream, CALLS[lane](content_id))
+        raw.send(Kind.CANCEL, stream, Nothing())
+        deepest = max(deepest, world.server.details()["queued"][lane])
+    assert eventually(lambda: world.server.details()["totals"]["requests"] == 3000)
+    assert world.server.details()["totals"]["errors"] > 100
+    assert deepest <= 32  # for each one that is to be opened, one that is to be closed
+    assert world.client().status().position == 1
+    assert eventually(lambda: not world.service.readers and not world.service.sessions)
     raw.close()

@@ -31,6 +31,7 @@ from walytis_vault.bus.messages import (
     Status,
     ViewStatus,
 )
+from walytis_vault.bus.service import never
 from walytis_vault.domain.errors import (
     ConflictError,
     ForgottenError,
@@ -100,6 +101,7 @@ class MemoryReader:
         self._id = content_id
         self._at = 0
         self.closed = False
+        self.here = content_id not in service.coming
         row = service.contents[content_id]
         self._length = int(row["size"])
         service.readers.add(self)
@@ -109,7 +111,11 @@ class MemoryReader:
         return self._length
 
     def read(self) -> bytes:
-        assert not self.closed
+        assert not self.closed or not self.here
+        while self._at and self._id in self._service.coming:
+            if self.closed:
+                raise MisuseError("this content was closed")
+            threading.Event().wait(0.01)
         data = self._service.blobs.get(self._id)
         if data is None:
             if self._id not in self._service.pretended:
@@ -137,6 +143,10 @@ class MemoryService(MemorySafe):
         self.contents: dict[str, dict[str, Any]] = {}
         self.blobs: dict[str, bytes] = {}
         self.pretended: set[str] = set()
+        self.away: set[str] = set()
+        """Contents that no peer brings, until they are taken out of here."""
+        self.coming: set[str] = set()
+        """Contents of which nothing more comes than the first piece, until they are taken out of here."""
         self.filler = bytes(range(256)) * (_PIECE // 256)
         self.ballots: dict[str, BallotInfo] = {}
         self.events: list[Change] = []
@@ -232,8 +242,13 @@ class MemoryService(MemorySafe):
 
         return self._once(key, effect)
 
-    def open_content(self, content_id: str, *, timeout: float) -> MemoryReader:
+    def open_content(self, content_id: str, *, timeout: float, given_up: Callable[[], bool] = never) -> MemoryReader:
         self.check_unlocked()
+        until = time.monotonic() + timeout
+        while content_id in self.away:
+            if given_up() or time.monotonic() >= until:
+                raise TimedOutError("the content is still being fetched")
+            threading.Event().wait(0.01)
         with self._condition:
             row = self._content(content_id)
             if row["state"] == "forgotten":

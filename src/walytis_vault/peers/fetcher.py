@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from eventsourcing.dcb.api import DCBQuery, DCBQueryItem
@@ -33,9 +34,13 @@ EAGER_WORKERS: Final = 2
 WAITERS: Final = 4
 """Requests that may wait for a holder's return (a count): each keeps a thread that serves clients."""
 LOOK_AGAIN_S: Final = 3.0
+LOOK_UP_S: Final = 1.0
+"""Seconds after which whoever waits looks whether it is still wanted."""
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 300.0
 PAGE: Final = 500
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +134,14 @@ class Fetcher:
         """The rule, and whether its space is used up, for `status`."""
         return {**msgspec.structs.asdict(self._rule), "full": self._full}
 
-    def open(self, content_id: ContentId, *, timeout: float, begun: bool = False) -> CiphertextWriter | None:
+    def open(
+        self,
+        content_id: ContentId,
+        *,
+        timeout: float,
+        begun: bool = False,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> CiphertextWriter | None:
         """Begin to bring a content here: what takes its segments, or None when all of it is durable.
 
         When all holders go away while it comes, their return is waited for. The transfer goes on after a timeout,
@@ -137,6 +149,7 @@ class Fetcher:
 
         Args:
             begun: whether the caller has read a part of it already, and so waits for the rest whatever happens.
+            given_up: looked at about every second: whether the caller wants it no more.
         Raises:
             ForgottenError: it was forgotten. NotYetAvailableError: nobody who is connected holds it, or they
             went away and did not return in time. TimedOutError: it has not begun to come. StorageError.
@@ -146,10 +159,10 @@ class Fetcher:
             comings = self._comings
             run = self._begin(content_id, self._demand)
             try:
-                writer = run.opened.result(max(0.0, until - time.monotonic()))
+                writer = _result(run.opened, until, given_up)
                 if writer is not None and not writer.ended:
                     return writer
-                return run.done.result(max(0.0, until - time.monotonic()))
+                return _result(run.done, until, given_up)
             except FutureTimeoutError as e:
                 raise TimedOutError(f"content {content_id.hex()} is still being fetched: repeat the request") from e
             except NotYetAvailableError as e:
@@ -157,7 +170,7 @@ class Fetcher:
                 if not begun:
                     raise
                 self._wishes.setdefault(content_id, _Wish(size=0, asked=True))
-                if not self._wait_for_return(comings, until):
+                if given_up() or not self._wait_for_return(comings, until):
                     raise
 
     def bring(self, content_id: ContentId, *, timeout: float) -> None:
@@ -293,6 +306,16 @@ class Fetcher:
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**wish.failures)
             wish.failures = min(wish.failures + 1, 16)
             wish.next_try = time.monotonic() + pause
+
+
+def _result(future: Future[T], until: float, given_up: Callable[[], bool]) -> T:
+    """The result of a future; FutureTimeoutError when it is not there in time, or nobody wants it."""
+    while True:
+        try:
+            return future.result(max(0.0, min(LOOK_UP_S, until - time.monotonic())))
+        except FutureTimeoutError:
+            if future.done() or given_up() or time.monotonic() >= until:
+                raise
 
 
 def _open(opened: Future[CiphertextWriter | None], writer: CiphertextWriter) -> None:

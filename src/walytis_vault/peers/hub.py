@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from walytis_vault.adapters.crypto.signing import HybridVerifier
@@ -117,9 +117,11 @@ class PeerHub:
         with contextlib.suppress(VaultError):
             self.admission.close()
 
-    def fetch(self, content_id: ContentId, timeout: float, begun: bool = False) -> CiphertextWriter | None:
+    def fetch(
+        self, content_id: ContentId, timeout: float, begun: bool = False, given_up: Callable[[], bool] = lambda: False
+    ) -> CiphertextWriter | None:
         """See `Fetcher.open`."""
-        return self.fetcher.open(content_id, timeout=timeout, begun=begun)
+        return self.fetcher.open(content_id, timeout=timeout, begun=begun, given_up=given_up)
 
     def held_elsewhere(self, contents: Sequence[ContentId]) -> set[ContentId]:
         """Those of some contents that a connected node of another device has whole."""
