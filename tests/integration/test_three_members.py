@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from support.canaries import find_canaries
 from support.command_line import as_json, run
+from support.cut_network import CutNetwork
 from support.faulty_process import FAULT_VARIABLE
 from support.lying_process import LIE_VARIABLE
 from support.peer_nodes import Member, agree, eventually, found_and_join, meet, stop_all
@@ -139,25 +141,48 @@ def test_one_refusal_of_three_ends_a_ballot_for_all(trio: Trio) -> None:
     agree(*trio)
 
 
-def test_a_cut_between_members_heals(trio: Trio) -> None:
-    """Each side publishes while it hears nothing of the other; afterwards all have everything, with equal views."""
+@pytest.fixture(scope="module")
+def network(trio: Trio) -> Iterator[CutNetwork]:
+    """What the three nodes talk through from now on."""
+    cut_network = CutNetwork(*trio)
+    try:
+        yield cut_network
+    finally:
+        cut_network.close()
+
+
+def test_halves_that_live_and_publish_while_cut_from_each_other_heal(trio: Trio, network: CutNetwork) -> None:
+    """Two and one publish at the same time and hear nothing of each other; healed, all have all, in equal views."""
     a, b, c = trio
-    published: dict[str, bytes] = {}
-    with c.frozen():
-        for number in range(10):
-            for member in (a, b):
-                data = b"on this side %d of %d" % (number, id(member))
-                published[member.client.publish(data).content_id] = data
-    with a.frozen(), b.frozen():
-        for number in range(10):
-            data = b"on that side %d" % number
-            published[c.client.publish(data).content_id] = data
-    for content_id in published:
+    network.cut(c)
+    with ThreadPoolExecutor(3) as pool:
+        halves = list(pool.map(lambda m: _publish_many(m, 20), trio))
+    ours, theirs = halves[0] | halves[1], halves[2]
+    for member in (a, b):
+        eventually(lambda m=member: all(m.state(i) == "available" for i in ours), "a half goes on by itself")  # type: ignore[misc]
+        assert not any(member.row(i) for i in theirs)
+    assert not any(c.row(i) for i in ours)
+    ballot_id = a.client.forget(gone := next(iter(halves[0]))).ballot_id
+    eventually(lambda: b.ballot(ballot_id), "the ballot is seen in its half")
+    assert b.client.consent(ballot_id).state == "open", "a half cannot forget for the other"
+    assert a.hashes()["catalogue"] != c.hashes()["catalogue"]
+    network.heal()
+    for content_id in (ours | theirs).keys() - {gone}:
         everywhere(trio, content_id)
+    eventually(lambda: c.ballot(ballot_id), "the ballot is seen in the other half")
+    c.client.consent(ballot_id)
+    receipted(trio, ballot_id)
+    meet(*trio)
     agree(*trio)
     for member in trio:
-        for content_id, data in published.items():
-            assert member.client.request(content_id) == data
+        assert all(member.client.request(i) == data for i, data in (ours | theirs).items() if i != gone)
+        assert member.client.audit()["ok"]
+
+
+def _publish_many(member: Member, count: int) -> dict[str, bytes]:
+    """Publish small contents one after the other; content id -> data."""
+    made = [b"%d on %s" % (number, member.home.name.encode()) for number in range(count)]
+    return {member.client.publish(data).content_id: data for data in made}
 
 
 def held_by_two(publisher: Member, holder: Member, data: bytes) -> str:
