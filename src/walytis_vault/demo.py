@@ -62,6 +62,12 @@ class Program:
 
     home: Path
     story: Story
+    name: str = ""
+    """Whose it is, where there are several."""
+
+    def tell(self, *words: str, end: str = "") -> None:
+        """Tell a command as somebody would type it."""
+        self.story.tell(f"{self.name}$ walytis-vault {shlex.join(words)}{end}")
 
     def command(self, *words: str) -> list[str]:
         """The words that start it. -P: a file in the working directory must not stand in for a module."""
@@ -73,7 +79,7 @@ class Program:
         Raises:
             StepFailedError: it ended with another exit code than `expect`.
         """
-        self.story.tell(f"$ walytis-vault {shlex.join(words)}")
+        self.tell(*words)
         done = subprocess.run(
             self.command(*words), capture_output=True, text=True, timeout=STEP_SECONDS, check=False,
             stdin=subprocess.DEVNULL,
@@ -89,7 +95,7 @@ class Program:
 
         The node ends when its stdin closes: should this process be killed, the node goes with it.
         """
-        self.story.tell("$ walytis-vault serve &")
+        self.tell("serve", end=" &")
         node = subprocess.Popen(
             self.command("serve", "--until-eof"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 from walytis_vault.demo import STEP_SECONDS, Program, StepFailedError, Story
 from walytis_vault.domain.errors import MisuseError
@@ -44,7 +44,7 @@ def run(nodes: int, *, as_json: bool = False) -> int:
     outcome: dict[str, Any] = {"ok": False, "nodes": nodes}
     try:
         with contextlib.ExitStack() as running:
-            _play([Program(folder / name, story) for name in NAMES[:nodes]], story, folder, running, outcome)
+            _play([Program(folder / name, story, name) for name in NAMES[:nodes]], story, folder, running, outcome)
         outcome["ok"] = True
     except (StepFailedError, subprocess.TimeoutExpired) as error:
         outcome["failed"] = str(error)
@@ -67,12 +67,14 @@ def _play(
     story.show(founder.run("init", "--name", "demo").stdout)
     running.enter_context(founder.serving())
     for newcomer in members[1:]:
-        _who(newcomer, f"joins with a code that {founder.home.name} made")
+        _who(newcomer, f"joins with a code that {founder.name} made")
         code = founder.run("invite", "--expires", "10m").stdout.strip()
         story.show(_join(newcomer, code))
         running.enter_context(newcomer.serving())
     for member in members:
         _until(lambda m=member: len(_json(m, "status")["peers"]) == len(members) - 1, "all nodes are connected")  # type: ignore[misc]
+    story.tell("all nodes are connected to each other")
+    story.show(founder.run("members").stdout)
     ids = [_publish(member, folder) for member in members]
     for member in members:
         _who(member, "gets what everybody published")
@@ -83,10 +85,14 @@ def _play(
             if copy.read_bytes() != _letter(publisher):
                 raise StepFailedError(f"{content_id} came with other bytes")
             copy.unlink()
+        story.tell(f"{len(ids)} letters, each of them byte for byte what its author published")
+    _until(lambda: all(len(row["held_by"]) == len(ids) - 1 for row in _json(founder, "holders")), "everybody holds all")
+    story.show(founder.run("holders").stdout)
     _forget_together(members, ids[0])
     for member in members:
-        _who(member, "verifies the whole record")
-        story.show(member.run("audit", "--read-data").stdout)
+        _who(member, "verifies the whole record and all stored bytes")
+        said = member.run("audit", "--read-data").stdout.splitlines()
+        story.show("\n".join(said if member is founder else said[-1:]))
     hashes = _until(lambda: _equal_hashes(members), "all views are equal on all nodes")
     story.tell("the views are equal on all nodes:")
     story.show("\n".join(f"{name} {value[:32]}" for name, value in hashes.items()))
@@ -96,26 +102,42 @@ def _play(
 def _join(newcomer: Program, code: str) -> str:
     """Join; the command is made to be repeated when something on the way did not answer in time."""
     for _ in range(JOIN_TRIES):
-        newcomer.story.tell("$ walytis-vault join - --name demo")
-        done = subprocess.run(
-            newcomer.command("join", "-", "--name", "demo"), input=code, capture_output=True, text=True,
-            timeout=STEP_SECONDS, check=False,
-        )  # fmt: skip
-        if done.returncode == 0:
-            return done.stdout
-        newcomer.story.show(done.stderr)
+        newcomer.tell("join", "-", "--name", "demo")
+        with subprocess.Popen(
+            newcomer.command("join", "-", "--name", "demo"), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as joining:  # fmt: skip
+            assert joining.stdin is not None
+            assert joining.stdout is not None
+            assert joining.stderr is not None
+            joining.stdin.write(code)
+            joining.stdin.close()
+            # It takes a while, and says what it does meanwhile.
+            threading.Thread(target=_show_lines, args=(joining.stderr, newcomer.story), daemon=True).start()
+            try:
+                if joining.wait(STEP_SECONDS) == 0:
+                    return joining.stdout.read()
+            finally:
+                joining.kill()
     raise StepFailedError("a newcomer could not join")
+
+
+def _show_lines(lines: TextIO, story: Story) -> None:
+    for line in lines:
+        story.show(line)
 
 
 def _publish(member: Program, folder: Path) -> str:
     _who(member, "publishes a letter")
-    letter = folder / f"letter from {member.home.name}.txt"
+    letter = folder / f"letter from {member.name}.txt"
     letter.write_bytes(_letter(member))
-    return member.run("publish", str(letter)).stdout.split("\n", 1)[0]
+    said = member.run("publish", str(letter)).stdout
+    member.story.show(said)
+    return said.split("\n", 1)[0]
 
 
 def _letter(member: Program) -> bytes:
-    return f"Greetings to everybody from {member.home.name}.\n".encode() * 200
+    return f"Greetings to everybody from {member.name}.\n".encode() * 200
 
 
 def _forget_together(members: list[Program], content_id: str) -> None:
@@ -128,6 +150,7 @@ def _forget_together(members: list[Program], content_id: str) -> None:
         member.story.show(member.run("consent", ballot_id).stdout)
     for member in members:
         _until(lambda m=member: len(_ballots(m)[ballot_id]["receipts"]) == len(members), "all receipts are there")  # type: ignore[misc]
+    proposer.story.tell("every node has destroyed key and bytes, and signed that it has")
     proposer.story.show(proposer.run("ballots").stdout)
     for member in members:
         refused = member.run("get", content_id, expect=1)
@@ -137,7 +160,7 @@ def _forget_together(members: list[Program], content_id: str) -> None:
 
 
 def _who(member: Program, what: str) -> None:
-    member.story.tell(f"-- {member.home.name} {what}")
+    member.story.tell(f"-- {member.name} {what}")
 
 
 def _json(member: Program, *words: str) -> Any:

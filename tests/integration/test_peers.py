@@ -203,15 +203,18 @@ def test_a_second_device_is_the_same_member(pair: tuple[Member, Member, str], tm
     agree(a, b)
 
 
-@pytest.mark.long
-def test_the_demo_with_three_nodes_does_all_its_steps(tmp_path: Path) -> None:
-    """`demo --nodes 3` ends well, says how, and leaves nothing in the temporary folder."""
+@pytest.mark.parametrize("nodes", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_the_demo_with_several_nodes_does_all_its_steps(tmp_path: Path, nodes: int) -> None:
+    """`demo --nodes N` ends well, says how, and leaves nothing in the temporary folder."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     done = subprocess.run(
-        words_for(tmp_path, "demo", "--nodes", "3", "--json"),
+        words_for(tmp_path, "demo", "--nodes", str(nodes), "--json"),
         env={**ENVIRONMENT, "TMPDIR": str(temporary)}, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] is True
+    for told in ("bob$ walytis-vault join", "starting the node", "all nodes are connected", "byte for byte",
+                 "signed that it has", "the views are equal"):  # fmt: skip
+        assert told in done.stderr
     assert list(temporary.iterdir()) == []
