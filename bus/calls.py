@@ -81,6 +81,8 @@ class SubscribeCall(Call, frozen=True, kw_only=True, tag="subscribe"):
     LANE = "loop"
     view: ViewName
     after: Offset
+    until: Offset | None = None
+    """End after this position; None never ends."""
     filters: Filters = {}
     limit: Offset
     """First credit: this many changes may be sent."""

@@ -18,6 +18,7 @@ from walytis_vault.bus.messages import Change
 from walytis_vault.bus.pace import NOTHING_BODY, new_id
 from walytis_vault.bus.protocol import (
     CHANGES,
+    LENGTH,
     PONG,
     SPAN,
     STREAM_GONE,
@@ -122,6 +123,12 @@ class SubscriptionExchange:
                         self.notify()
                 elif span.sent > self._count:
                     self._again()
+            case Kind.DONE:
+                if decode(LENGTH, message.body).length != self._count:
+                    self._again()
+                else:
+                    self._link.end(self)
+                    self.fail(ClosedError("the subscription came to its end"))
             case Kind.PONG:
                 pong = decode(PONG, message.body)
                 if pong.sent > self._count:

@@ -15,7 +15,7 @@ from walytis_vault.bus.calls import SubscribeCall, WaitForCall
 from walytis_vault.bus.door import Door, Peer
 from walytis_vault.bus.errors import shield
 from walytis_vault.bus.pool import FairPool
-from walytis_vault.bus.protocol import CREDIT, GONE, Header, Kind, Pong, Span, decode, encode
+from walytis_vault.bus.protocol import CREDIT, GONE, Header, Kind, Length, Pong, Span, decode, encode
 from walytis_vault.bus.service import VaultService
 from walytis_vault.domain.errors import MisuseError, TimedOutError, VaultError
 
@@ -61,7 +61,7 @@ class Feed:
         """Those that have ended, and that a worker has not let go of."""
         self._position = 0
         self._posted = False
-        self._cache: OrderedDict[tuple[str, bytes, int, int, int], tuple[bytes, int, int]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, bytes, int, int | None, int, int], tuple[bytes, int, int]] = OrderedDict()
         self._cache_lock = threading.Lock()
         self._generation = 0
         """How often the cache was cleared: what was read before is not kept after."""
@@ -173,7 +173,7 @@ class Feed:
             return
         with shield(lambda e: self._door.post(lambda: self._failed(s, e))):
             latest = self._position
-            key = (s.call.view, s.filters, after, size, latest)
+            key = (s.call.view, s.filters, after, s.call.until, size, latest)
             with self._cache_lock:
                 found, generation = self._cache.get(key), self._generation
             if found is None:
@@ -190,6 +190,8 @@ class Feed:
         filters = dict(s.call.filters)
         while True:
             changes, upto = self._service.changes(s.call.view, after=after, limit=size, filters=filters)
+            if s.call.until is not None:
+                changes = [c for c in changes if c.position <= s.call.until]
             body = encode(changes)
             if len(body) <= self._door.limits.page or size == 1:
                 return body, max(upto, after), len(changes)
@@ -207,6 +209,9 @@ class Feed:
                 span = Span(sent=s.sent, count=count, position=upto)
                 s.sent += count
                 self._door.send(s.peer, Kind.CHANGES, s.id, span, body)
+        if s.call.until is not None and s.position >= s.call.until:
+            self._door.send(s.peer, Kind.DONE, s.id, Length(length=s.sent))
+            self._drop(s)
         self._pump(s)
 
     def _failed(self, s: Subscription, error: VaultError) -> None:

@@ -136,7 +136,7 @@ class Place(Body, frozen=True, kw_only=True):
 
 
 class Length(Body, frozen=True, kw_only=True):
-    """END and DONE: how many bytes the whole stream has. The receiver compares."""
+    """END and DONE: how many bytes the whole stream has; for subscriptions, changes. The receiver compares."""
 
     length: Offset
 

@@ -140,9 +140,15 @@ def check_limit(limit: object) -> int | None:
     return limit
 
 
-def subscribe(view: str, after: int, filters: dict[str, Any], credit: int) -> c.SubscribeCall:
+def subscribe(view: str, after: int, until: int | None, filters: dict[str, Any], credit: int) -> c.SubscribeCall:
     """Follow a view."""
-    return c.SubscribeCall(view=_view(view), after=_position("after", after), filters=_filters(filters), limit=credit)
+    return c.SubscribeCall(
+        view=_view(view),
+        after=_position("after", after),
+        until=None if until is None else _position("until", until),
+        filters=_filters(filters),
+        limit=credit,
+    )
 
 
 def wait_for(position: int, timeout: float) -> Ask[int]:

@@ -172,9 +172,9 @@ class Session:
         wait = self.timeout if timeout is None else r.check_wait(timeout)
         return self.call(r.wait_for(position, wait), timeout=wait + 1.0)
 
-    def subscribe(self, view: str, after: int, filters: dict[str, Any]) -> SubscriptionExchange:
+    def subscribe(self, view: str, after: int, until: int | None, filters: dict[str, Any]) -> SubscriptionExchange:
         """Follow a view."""
-        exchange = SubscriptionExchange(self.link, r.subscribe(view, after, filters, self.link.limits.changes))
+        exchange = SubscriptionExchange(self.link, r.subscribe(view, after, until, filters, self.link.limits.changes))
         exchange.start()
         return exchange
 

@@ -41,7 +41,7 @@ _TRANSFERS = 16
 
 
 class AsyncSubscription(AsyncIterator[Change]):
-    """Changes of a view, in order, without gap or repeat. Ends when it or its client is closed."""
+    """Changes of a view, in order, without gap or repeat. Ends at `until`, or when it or its client is closed."""
 
     def __init__(self, exchange: SubscriptionExchange) -> None:
         self._exchange = exchange
@@ -208,9 +208,11 @@ class AsyncClient:
             rows += pages.take(await reply.wait())
         return RowPage(rows=tuple(rows), cursor=pages.cursor, position=pages.position)
 
-    def subscribe(self, view: str = "events", *, after: int = 0, **filters: Any) -> AsyncSubscription:
+    def subscribe(
+        self, view: str = "events", *, after: int = 0, until: int | None = None, **filters: Any
+    ) -> AsyncSubscription:
         """As `Client.subscribe`, for `async for`."""
-        return AsyncSubscription(self._session.subscribe(view, after, filters))
+        return AsyncSubscription(self._session.subscribe(view, after, until, filters))
 
     async def wait_for(
         self,

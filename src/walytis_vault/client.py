@@ -33,7 +33,7 @@ from walytis_vault.domain.errors import TimedOutError
 
 
 class Subscription(Iterator[Change]):
-    """Changes of a view, in order, without gap or repeat. Ends when it or its client is closed."""
+    """Changes of a view, in order, without gap or repeat. Ends at `until`, or when it or its client is closed."""
 
     def __init__(self, exchange: SubscriptionExchange) -> None:
         self._exchange = exchange
@@ -226,15 +226,18 @@ class Client:
             rows += pages.take(reply.result())
         return RowPage(rows=tuple(rows), cursor=pages.cursor, position=pages.position)
 
-    def subscribe(self, view: str = "events", *, after: int = 0, **filters: Any) -> Subscription:
+    def subscribe(
+        self, view: str = "events", *, after: int = 0, until: int | None = None, **filters: Any
+    ) -> Subscription:
         """Follow a view: first what is after a position, then what comes. Survives restarts of the node.
 
         Args:
             view: a view, or "events" for every event.
             after: position; 0 for everything.
+            until: position at which to end, whatever stands there; None follows for ever.
             filters: as for `query`.
         """
-        return Subscription(self._session.subscribe(view, after, filters))
+        return Subscription(self._session.subscribe(view, after, until, filters))
 
     def wait_for(self, position: int, *, timeout: float | None = None) -> int:
         """Wait until all views include a position (of a publish, for example); returns theirs.

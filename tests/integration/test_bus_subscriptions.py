@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from walytis_vault import Client, MisuseError, Node
 from walytis_vault.bus.messages import Change
 
 
-def take(client: Client, count: int, view: str, after: int = 0, **filters: object) -> list[Change]:
+def take(client: Client, count: int, view: str, after: int = 0, **filters: Any) -> list[Change]:
     """The next changes of a subscription."""
     subscription = client.subscribe(view, after=after, **filters)
     try:
@@ -58,7 +59,8 @@ def test_every_view_and_events_filtered_from_any_position(tmp_path: Path) -> Non
             next(client.subscribe("audit"))
 
         follow: dict[str, Callable[[], Change]] = {}
-        for view, filters in {"events": {"author": me}, "catalogue": {"label": "new"}, "timeline": {}}.items():
+        wanted_of: dict[str, dict[str, Any]] = {"events": {"author": me}, "catalogue": {"label": "new"}, "timeline": {}}
+        for view, filters in wanted_of.items():
             subscription = client.subscribe(view, after=last, **filters)
             follow[view] = subscription.__next__
         other, wanted = client.publish(b"y", labels=("old",)), client.publish(b"z", labels=("new",))

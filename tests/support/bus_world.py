@@ -83,9 +83,11 @@ class Sync:
         method = getattr(self._client, name)
         return lambda *args, **kwargs: self.run(method(*args, **kwargs))
 
-    def subscribe(self, view: str = "events", *, after: int = 0, **filters: Any) -> Iterator[Change]:
+    def subscribe(
+        self, view: str = "events", *, after: int = 0, until: int | None = None, **filters: Any
+    ) -> Iterator[Change]:
         async def begin() -> Any:
-            return self._client.subscribe(view, after=after, **filters)
+            return self._client.subscribe(view, after=after, until=until, **filters)
 
         subscription = self.run(begin())
         while True:

@@ -329,7 +329,13 @@ class MemoryService(MemorySafe):
                     break
                 position = event.position
                 change = event if view == "events" else self._with_row(view, event)
-                if change is not None and _matches(msgspec.to_builtins(change) | (change.row or {}), filters):
+                if change is None:
+                    continue
+                fields = msgspec.to_builtins(change) | (change.row or {})
+                if view == "events":
+                    fields["content_id"] = [i for i in event.ids if i in self.contents]
+                    fields["ballot_id"] = [i for i in event.ids if i in self.ballots]
+                if _matches(fields, filters):
                     found.append(change)
             return found, max(position, min(after, self.position))
 

@@ -21,15 +21,25 @@ def read_as_of(_ctx: click.Context, _parameter: click.Parameter, text: str | Non
     """
     if text is None or (text.isascii() and text.isdigit() and len(text) <= 15):
         return None if text is None else int(text)
+    return _past(text, "no position and no time: give a position (a number),")
+
+
+def read_past(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> dt.datetime | None:
+    """Callback of an option: a span back from now such as 2h or 30d, or a moment (ISO 8601, UTC without a zone).
+
+    Raises:
+        click.BadParameter: anything else, which is wrong usage.
+    """
+    return None if text is None else _past(text, "no time: give")
+
+
+def _past(text: str, refusal: str) -> dt.datetime:
     with contextlib.suppress(ValueError, OverflowError):
         if (span := SPAN.fullmatch(text)) is not None:
             return dt.datetime.now(dt.UTC) - dt.timedelta(**{UNITS[span[2]]: int(span[1])})
         moment = dt.datetime.fromisoformat(text)
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
-    raise click.BadParameter(
-        f"{text[:40]!r} is no position and no time: give a position (a number), a span back from now (90s, 2h, 30d),"
-        " or 2026-01-31T12:00:00Z"
-    )
+    raise click.BadParameter(f"{text[:40]!r} is {refusal} a span back from now (90s, 2h, 30d), or 2026-01-31T12:00:00Z")
 
 
 def read_when(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> dt.datetime | dt.timedelta | None:
