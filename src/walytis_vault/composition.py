@@ -174,8 +174,10 @@ def _open(
     threading.Thread(target=backup.tell_all, name="tell-backups", daemon=True).start()
 
     def after_erasing(content_ids: list[bytes]) -> None:
-        views.forget(content_ids)
-        backup.note_forgotten(content_ids)
+        try:
+            views.forget(content_ids)
+        finally:
+            backup.note_forgotten(content_ids)
 
     eraser = Eraser(
         log.recorder,

@@ -54,7 +54,8 @@ class Eraser:
         """Prepare; `start` runs.
 
         Args:
-            drop_from_views: makes the views forget sealed descriptors and caches of erased contents.
+            drop_from_views: makes the views forget sealed descriptors and caches of erased contents. When it raises
+                it is called again with the same contents; a receipt is published only after it returned.
             make_room: called before anything is erased: the disk may be full.
             unpublished: contents that the store held before anything was published by this process: those
                 that no event speaks of were cut off between their bytes and their event, and are erased.
@@ -67,6 +68,8 @@ class Eraser:
         self._make_room = make_room
         self._lock = threading.Lock()
         """One erasure at a time."""
+        self._untold: set[ContentId] = set()
+        """Contents that are to be erased, or were, and that the views do not know to be gone."""
         self._unpublished = list(unpublished)
         self._looked_at = 0
         self._failed = False
@@ -111,11 +114,16 @@ class Eraser:
     def _erase(self, contents: Iterable[bytes]) -> None:
         left = [ContentId(c) for c in sorted(contents) if not self._store.erased(ContentId(c))]
         if left:
+            self._untold.update(left)
             self._make_room()
             fault("erase.before_store")
             self._store.erase(tuple(left))
             fault("erase.after_store")
-            self._drop_from_views([bytes(c) for c in left])
+        # Not only what is left: the last try may have erased, and failed after it.
+        told = sorted(c for c in self._untold if self._store.erased(c))
+        if told:
+            self._drop_from_views([bytes(c) for c in told])
+            self._untold.difference_update(told)
 
     def _receipt(self, ballot: Ballot) -> None:
         if self._device in ballot.receipts:
@@ -151,6 +159,12 @@ class Eraser:
             except VaultError as e:
                 self._failed, self.last_error = True, str(e)
                 _log.warning("forgetting is not finished and will be repeated: %s", e.code)
+            except Exception as e:  # a bug, but no reason to forget nothing any more
+                self._failed, self.last_error = (
+                    True,
+                    f"internal error ({type(e).__name__}): the node's log has the details",
+                )
+                _log.exception("forgetting is not finished and will be repeated")
 
     def look(self) -> None:
         """Finish what a crash left, erase what new events decided and what has expired. Raises StorageError."""

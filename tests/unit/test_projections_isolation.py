@@ -12,7 +12,7 @@ import pytest
 
 from support.memory_log import MemoryLog
 from support.plugin_views import Authors
-from support.view_world import at, content, hosting, published
+from support.view_world import Vault, at, content, hosting, published
 from walytis_vault.domain import events as ev
 from walytis_vault.domain import faults
 from walytis_vault.domain.errors import StorageError, StorageFullError, UnknownIdError, ViewFailedError
@@ -281,3 +281,30 @@ def test_a_fault_of_ours_shows_in_status(tmp_path: Path) -> None:
             host.wait(2, timeout=10)
         assert "a bug" in (host.status()["catalogue"].error or "")
         assert "a bug" in host.errors()["catalogue"]
+
+
+def test_names_are_dropped_from_memory_though_the_store_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every view forgets what it opened; then the caller hears that the store is full, and repeats."""
+    log, vault = MemoryLog(), Vault()
+    log.add(history(2))
+    vault.has(1, "one")
+    with hosting(tmp_path, log, views=[Faulty, Catalogue], vault=vault) as host:
+        host.catch_up()
+        assert len(host.query("catalogue", filters={"text": "one"}).rows) == 1
+        Faulty.fails = {"forget_opened"}
+        vault.erase(1)
+
+        @contextlib.contextmanager
+        def full() -> Iterator[NoReturn]:
+            raise StorageFullError("no space left")
+            yield
+
+        with monkeypatch.context() as patched:
+            patched.setattr(host.live("catalogue").view.view.store, "transaction", full)
+            with pytest.raises(StorageFullError):
+                host.forget([content(1)])
+        assert host.query("catalogue", filters={"text": "one"}).rows == ()
+        host.forget([content(1)])
+        assert "forget_opened" in host.errors()["faulty"]
