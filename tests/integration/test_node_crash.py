@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from support.canaries import find_canaries
 from walytis_vault import Client, ForgottenError, Node, VaultError, node
 from walytis_vault.node import create_vault
+
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -27,6 +31,21 @@ def plan_crash(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.syspath_prepend(tests)
     monkeypatch.setattr(node, "CHILD_MODULE", "support.faulty_process")
     return monkeypatch
+
+
+def until_dead(running: Node, home: Path, ask: Callable[[Client], object]) -> None:
+    """Ask for what kills the node and wait for its end, however slow the machine; the asking ends with it."""
+    with Client(home, timeout=PATIENCE_S) as client:
+
+        def asking() -> None:
+            with contextlib.suppress(VaultError):
+                ask(client)
+
+        thread = threading.Thread(target=asking, daemon=True)
+        thread.start()
+        running._child.wait(PATIENCE_S)  # some points come after the reply
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
 
 
 def test_acknowledged_publishes_survive_sigkill(home: Path) -> None:
@@ -67,10 +86,8 @@ def test_a_publish_cut_off_at_any_step_happens_once(home: Path, plan_crash: pyte
         kept = [client.publish(b"before %d" % n).content_id for n in range(2)]
     # The first time in this run: how often marks are written depends on how fast the publishes come.
     plan_crash.setenv("VAULT_TEST_FAULT", f"{point}:1")
-    with Node.open(home) as running, Client(home, timeout=3.0) as client:
-        with contextlib.suppress(VaultError):
-            client.publish(data, name="the one", request_id=request_id)
-        running._child.wait(10)  # the last of the points come after the reply
+    with Node.open(home) as running:
+        until_dead(running, home, lambda client: client.publish(data, name="the one", request_id=request_id))
     plan_crash.delenv("VAULT_TEST_FAULT")
     with Node.open(home), Client(home) as client:
         published = client.publish(data, name="the one", request_id=request_id)
@@ -114,10 +131,8 @@ def test_a_forgetting_cut_off_at_any_step_is_finished_at_start(
     canaries = {"content": secret, "name": name, "ciphertext": pack.read_bytes()[-96:-32]}
     assert {hit.canary for hit in find_canaries(home, canaries)} == {"ciphertext"}
     plan_crash.setenv("VAULT_TEST_FAULT", f"{point}:1")
-    with Node.open(home) as running, Client(home, timeout=3.0) as client:
-        with contextlib.suppress(VaultError):
-            client.forget(content_id)
-        assert not running.running
+    with Node.open(home) as running:
+        until_dead(running, home, lambda client: client.forget(content_id))
     plan_crash.delenv("VAULT_TEST_FAULT")
     with Node.open(home), Client(home) as client:
         # The proposal was on its way to the chain: it gets there by itself, and carries, since all agreed.
@@ -147,10 +162,8 @@ def test_a_rebuild_that_is_killed_leaves_views_that_are_right(
         client.wait_for(client.status().position)
         before = {name: view.hash for name, view in client.status().views.items()}
     plan_crash.setenv("VAULT_TEST_FAULT", f"{point}:1")
-    with Node.open(home) as running, Client(home, timeout=3.0) as client:
-        with contextlib.suppress(VaultError):
-            client.replay(timeout=5.0)
-        running._child.wait(10)
+    with Node.open(home) as running:
+        until_dead(running, home, lambda client: client.replay())
     plan_crash.delenv("VAULT_TEST_FAULT")
     with Node.open(home), Client(home) as client:
         client.wait_for(client.status().position)
