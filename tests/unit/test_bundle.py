@@ -10,18 +10,21 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from support.history import History
-from support.log_world import Device, founded, note, open_log, publication
+from support.log_world import Device, founded, note, open_log, proposal, publication
 from walytis_vault.adapters.system import SystemClock
 from walytis_vault.adapters.walytis.memory_chain import MemoryNetwork
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.bundle import format as f
+from walytis_vault.bundle import verify
 from walytis_vault.bundle.export import Exporter
 from walytis_vault.bundle.verify import Expected, verify_bundle
+from walytis_vault.cli import app
 from walytis_vault.domain.batch import decode_batch
 from walytis_vault.domain.errors import MisuseError
-from walytis_vault.domain.events import MemberAdmitted, to_dcb
+from walytis_vault.domain.events import Event, MemberAdmitted, to_dcb
 from walytis_vault.domain.ids import BatchId
 
 SMALL = 6
@@ -237,3 +240,23 @@ def test_any_past_makes_a_sound_bundle(tmp_path: Path, seed: int) -> None:
         found = [f for f in verify_bundle(tmp_path / "bundle")["findings"] if "nobody who may" not in f["reason"]]
         assert found == []
     assert len(digests) == 1
+
+
+def test_what_is_forgotten_is_counted_beyond_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The summary lists some contents and counts all; the command line shows the counts."""
+    monkeypatch.setattr(verify, "LISTED", 2)
+    chain, device = MemoryNetwork().replica("a"), Device("a")
+    log = open_log(tmp_path, chain, device, founded(chain, device))
+    log.start()
+    vault, me = chain.chain_id, device.member
+    published = [publication(vault, me, nonce=bytes([n]) * 16) for n in range(9)]
+    gone = [event.content_id for event in published[4:]]
+    events: list[Event] = [*published, proposal(vault, me, gone, [me])]
+    for event in events:
+        log.recorder.append([to_dcb(event)])
+    write(exporter(log, device), tmp_path / "bundle")
+    log.close()
+    report = verify_bundle(tmp_path / "bundle")
+    assert (len(report["contents"]), report["contents_total"], report["contents_forgotten"]) == (2, 9, 5)
+    shown = CliRunner().invoke(app.application(), ["verify", str(tmp_path / "bundle")]).output
+    assert "9: 5 forgotten" in shown
