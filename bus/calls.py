@@ -204,6 +204,8 @@ class AuditCall(Call, frozen=True, kw_only=True, tag="audit"):
     VERB = "admin"
     LANE = "slow"
     read_data: bool = False
+    cursor: Annotated[str, Meta(max_length=64)] | None = None
+    """The next page of the account of an audit, instead of a new one."""
 
 
 class ReplayCall(Call, frozen=True, kw_only=True, tag="replay"):

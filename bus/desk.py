@@ -158,7 +158,7 @@ class Desk:
             case c.PassphraseCall():
                 return service.change_passphrase(call.old, call.new)
             case c.AuditCall():
-                return service.audit(read_data=call.read_data)
+                return service.audit(read_data=call.read_data, cursor=call.cursor)
             case c.ReplayCall():
                 return service.replay(call.view)
             case c.RetryCall():

@@ -184,9 +184,16 @@ def remove(did: str, reason: str, device: bool) -> Ask[int]:
     return Ask(call, _INT)
 
 
-def audit(read_data: bool) -> Ask[dict[str, Any]]:
-    """Verify everything."""
-    return Ask(c.AuditCall(read_data=bool(read_data)), _REPORT)
+def audit(read_data: bool, cursor: str | None = None) -> Ask[dict[str, Any]]:
+    """Verify everything; with a cursor, the next page of an audit's account."""
+    return Ask(c.AuditCall(read_data=bool(read_data), cursor=cursor), _REPORT)
+
+
+def join_audit(report: dict[str, Any], page: dict[str, Any]) -> None:
+    """Put a page of the account behind what the report has already."""
+    for kind in ("contents", "ballots"):
+        report[kind] += page[kind]
+    report["cursor"] = page["cursor"]
 
 
 def replay(view: str | None) -> Ask[dict[str, Any]]:

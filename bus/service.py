@@ -146,8 +146,11 @@ class VaultService(Protocol):
         """Seal the master key anew; None stands for the key file. Raises WrongPassphraseError, MisuseError."""
         ...
 
-    def audit(self, *, read_data: bool) -> dict[str, Any]:
-        """Verify every batch (and with `read_data` every blob) again; a report as builtin types."""
+    def audit(self, *, read_data: bool, cursor: str | None = None) -> dict[str, Any]:
+        """Verify every batch (and with `read_data` every blob) again; a report as builtin types.
+
+        Its `contents` and `ballots` may be the first of several pages: `cursor` gives the next, and verifies nothing.
+        """
         ...
 
     def replay(self, view: str | None) -> dict[str, Any]:

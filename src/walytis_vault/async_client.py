@@ -268,7 +268,10 @@ class AsyncClient:
 
     async def audit(self, *, read_data: bool = False, timeout: float = 3600.0) -> Mapping[str, Any]:
         """As `Client.audit`."""
-        return await self._session.call(r.audit(read_data), timeout=timeout).wait()
+        report = await self._session.call(r.audit(read_data), timeout=timeout).wait()
+        while report.get("cursor"):
+            r.join_audit(report, await self._session.call(r.audit(read_data, report["cursor"])).wait())
+        return report
 
     async def replay(self, view: str | None = None, *, timeout: float = 3600.0) -> Mapping[str, Any]:
         """As `Client.replay`."""

@@ -8,7 +8,7 @@ the record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -19,15 +19,13 @@ from walytis_vault.adapters.walytis.log_audit import audit_log
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.second_log import SecondLog
 from walytis_vault.adapters.walytis.vault_log import VaultLog
+from walytis_vault.audit_pages import AuditPages
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.claims import did_of
 from walytis_vault.domain.ids import ContentId, Root
 from walytis_vault.ledger_account import Account, read_account
 from walytis_vault.projections.audit import AuditRow, Verdict
 from walytis_vault.projections.paging import iso
-
-LISTED_BYTES: Final = 1 << 20
-"""Contents, and ballots, are listed as far as so much JSON holds them; those with problems first."""
 
 BYTES_DIFFER: Final = "stored bytes do not match the root on the chain"
 Repair = Callable[[ContentId, Root], str | None]
@@ -39,15 +37,17 @@ CertificateCheck = Callable[[str, bytes, bytes], bool | None]
 def audit_vault(
     log: VaultLog,
     store: DiskContentStore,
+    pages: AuditPages,
     *,
     read_data: bool,
     check_certificate: CertificateCheck | None = None,
     repair: Repair | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Verify log, contents and ballots; return the report as builtin types.
+    """Verify log, contents and ballots; return the report as builtin types, with the first page of its account.
 
     Args:
+        pages: keeps the rest of the account.
         read_data: also read every stored byte and compare it with the content's root.
         repair: with `read_data`, tried on each content whose bytes are damaged.
         check_certificate: checks what DIDs said about the keys of their devices.
@@ -72,13 +72,12 @@ def audit_vault(
         "forks": list(report.forks),
         "certificates": certificates,
         "members": account.members,
-        "contents": _listed(contents, lambda row: "problem" in row),
+        **pages.begin(contents, ballots),
         "contents_total": len(contents),
         "stored_here": sum(1 for row in contents if row["stored_here"]),
         "erased_here": sum(1 for row in contents if row["erased_here"]),
         "damaged": damaged[:1000],
         "data_read": read_data,
-        "ballots": _listed(ballots, lambda row: row["state"] == "open" or bool(row["receipts_missing"])),
         "ballots_total": len(ballots),
         "ballots_open": sum(1 for row in ballots if row["state"] == "open"),
         "receipts_missing": sum(1 for row in ballots if row["receipts_missing"]),
@@ -141,18 +140,6 @@ def _problem(
     if read_data and row["stored_here"] and not store.verify(content_id, root):
         return BYTES_DIFFER
     return None
-
-
-def _listed(rows: Sequence[dict[str, Any]], matters: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """As many rows as the report has room for; those that matter first, otherwise in their order."""
-    listed: list[dict[str, Any]] = []
-    room = LISTED_BYTES
-    for row in sorted(rows, key=lambda r: not matters(r)):
-        room -= len(msgspec.json.encode(row))
-        if room < 0:
-            break
-        listed.append(row)
-    return listed
 
 
 def problems(report: dict[str, Any]) -> Iterator[str]:

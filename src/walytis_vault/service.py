@@ -17,6 +17,7 @@ from walytis_vault.adapters.storage.ciphertext_writer import CiphertextWriter
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.audit import Repair, audit_vault
+from walytis_vault.audit_pages import AuditPages
 from walytis_vault.bus.messages import (
     BackupInfo,
     Change,
@@ -89,6 +90,7 @@ class NodeService(Commands):
         self._peers = peers
         self._fetch = fetch
         self._repair = repair
+        self._audit_pages = AuditPages()
         self._members = members
         self._safekeeping = safekeeping
         self._export = export
@@ -250,11 +252,14 @@ class NodeService(Commands):
             details=details,
         )
 
-    def audit(self, *, read_data: bool) -> dict[str, Any]:
+    def audit(self, *, read_data: bool, cursor: str | None = None) -> dict[str, Any]:
         """See `VaultService.audit`."""
+        if cursor is not None:
+            return self._audit_pages.page(cursor)
         return audit_vault(
             self._vault_log,
             self._store,
+            self._audit_pages,
             read_data=read_data,
             check_certificate=check_certificate,
             repair=self._repair,

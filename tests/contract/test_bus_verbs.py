@@ -215,7 +215,8 @@ def test_status_members_and_administration(client: Client) -> None:
     assert [m.reason for m in client.members()] == ["why"]
     with pytest.raises(UnknownIdError):
         client.remove("did:me", device=True)
-    assert client.audit(read_data=True)["read_data"] is True
+    report = client.audit(read_data=True)
+    assert (report["read_data"], report["contents"], report["cursor"]) == (True, [0, 1, 2], None)
     assert client.replay("catalogue")["views"] == ["catalogue"]
     assert client.retry("catalogue")["catalogue"]["parked"] == 0
 

@@ -116,7 +116,8 @@ def test_who_was_off_erases_when_it_is_back_and_never_gets_it_again(trio: Trio) 
     agree(*trio)
     for member in trio:
         assert {member.state(small), member.state(large)} == {"forgotten"}
-        assert [r["stored_here"] for r in member.client.audit(read_data=True)["contents"][-2:]] == [False, False]
+        rows = {r["content_id"]: r for r in member.client.audit(read_data=True)["contents"]}
+        assert [rows[i]["stored_here"] for i in (small, large)] == [False, False]
 
 
 def test_one_refusal_of_three_ends_a_ballot_for_all(trio: Trio) -> None:

@@ -370,8 +370,10 @@ class MemoryService(MemorySafe):
                 locked=self.locked,
             )
 
-    def audit(self, *, read_data: bool) -> dict[str, Any]:
-        return {"ok": True, "events": self.position, "read_data": read_data}
+    def audit(self, *, read_data: bool, cursor: str | None = None) -> dict[str, Any]:
+        number = int(cursor or 0)
+        page = {"contents": [number], "ballots": [], "cursor": str(number + 1) if number < 2 else None}
+        return page if cursor else {"ok": True, "events": self.position, "read_data": read_data, **page}
 
     def replay(self, view: str | None) -> dict[str, Any]:
         return {"views": [view] if view else list(VIEWS), "position": self.position}
