@@ -15,7 +15,7 @@ from walytis_vault.bus.messages import PublishOptions, Verb
 from walytis_vault.bus.protocol import Offset
 from walytis_vault.domain.limits import LIMITS
 
-Lane = Literal["read", "effect", "stream", "fetch", "slow", "loop"]
+Lane = Literal["read", "effect", "stream", "fetch", "slow", "past", "loop"]
 """Which pool of threads works on a call; "loop" calls block nothing and need none of their own."""
 
 HexId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z", min_length=32, max_length=32)]
@@ -196,6 +196,10 @@ class PassphraseCall(_Secret, frozen=True, kw_only=True, tag="passphrase"):
 
     old: Passphrase | None
     new: Passphrase | None
+
+
+SECRET: Final = (UnlockCall, PassphraseCall)
+"""Calls that hold a passphrase, and so leave no digest anywhere."""
 
 
 class AuditCall(Call, frozen=True, kw_only=True, tag="audit"):

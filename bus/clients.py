@@ -36,13 +36,16 @@ class ClientTable:
             stamp = 0
         if stamp == self._stamp:
             return False
+        unread: set[str] = set()
         try:
-            entries = {e.public_key: e for e in list_clients(self._folder)} if stamp else {}
+            entries = {e.public_key: e for e in list_clients(self._folder, unread)} if stamp else {}
         except StorageError:
-            entries = {}  # whoever cannot be looked up is not admitted
+            entries, stamp = {}, time.time_ns()  # whoever cannot be looked up is not admitted
+        # Whom a lack of descriptors hides was not revoked: as before, until the file can be read.
+        entries |= {e.public_key: e for e in self._entries.values() if e.name in unread}
         self._entries = entries
         # Two changes within one tick of the file system's clock have one time: look again until it is past.
-        self._stamp = stamp if time.time_ns() - stamp > _SETTLED_NS else -1
+        self._stamp = stamp if time.time_ns() - stamp > _SETTLED_NS and not unread else -1
         return True
 
     def by_key(self, public_key: str) -> ClientEntry | None:

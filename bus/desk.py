@@ -12,6 +12,7 @@ from walytis_vault.bus import calls as c
 from walytis_vault.bus.batcher import Batcher
 from walytis_vault.bus.door import Door, Peer
 from walytis_vault.bus.errors import shield
+from walytis_vault.bus.kept_replies import KeptReplies
 from walytis_vault.bus.messages import InlinePublish, Published, QueryPage, RequestKey
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import Header, Kind, encode
@@ -33,11 +34,15 @@ _TOGETHER: Final = 256
 
 
 class _Running:
-    __slots__ = ("key", "peer")
+    __slots__ = ("asked", "call", "key", "peer")
 
-    def __init__(self, peer: Peer, key: RequestKey) -> None:
+    def __init__(self, peer: Peer, key: RequestKey, call: c.AnyCall) -> None:
         self.peer = peer
+        """Where the reply goes."""
+        self.asked = peer
+        """Where it counts."""
         self.key = key
+        self.call = call
 
 
 class _Publish:
@@ -61,6 +66,7 @@ class Desk:
         self.publishes: Batcher[_Publish] = Batcher("publish", _PUBLISHERS, _TOGETHER, self._publish_together)
         self._running: dict[tuple[str, bytes], _Running] = {}
         self._per_client: dict[str, int] = {}
+        self._kept = KeptReplies()
 
     def count(self, name: str) -> int:
         """Calls of a client key that are being worked on."""
@@ -88,10 +94,13 @@ class Desk:
                 raise ConflictError("this request id is in use for another request: make a new one")
             running.peer = peer
             return
+        if self._kept.wants(call) and (kept := self._kept.find(key, call)) is not None:
+            self._door.send_encoded(peer, Kind.REPLY, message.id, kept)
+            return
         limits = self._door.limits
         if peer.requests >= limits.peer_requests or self.count(key.client) >= limits.client_requests:
             raise BusyError("too many requests at once: wait for replies, then repeat")
-        running = self._running[name] = _Running(peer, key)
+        running = self._running[name] = _Running(peer, key, call)
         peer.requests += 1
         self._per_client[key.client] = self.count(key.client) + 1
         data = message.data
@@ -99,7 +108,7 @@ class Desk:
             inline = InlinePublish(options=call.options, data=data, key=key)
             self.publishes.submit(peer.entry.public_key, _Publish(name, running, inline))
             return
-        lane = "slow" if isinstance(call, c.QueryCall) and call.as_of is not None else call.LANE
+        lane = "past" if isinstance(call, c.QueryCall) and call.as_of is not None else call.LANE
         self._pools[lane].submit(peer.entry.public_key, lambda: self._work(name, running, call, data, key))
 
     def _work(
@@ -218,6 +227,8 @@ class Desk:
 
     def _reply(self, name: tuple[str, bytes], running: _Running, body: bytes) -> None:
         self._done(name, running)
+        if self._kept.wants(running.call):
+            self._kept.keep(running.key, running.call, body)
         self._door.send_encoded(running.peer, Kind.REPLY, name[1], body)
 
     def _failed(self, name: tuple[str, bytes], running: _Running, error: VaultError) -> None:
@@ -232,5 +243,4 @@ class Desk:
                 self._per_client[name[0]] = left
             else:
                 del self._per_client[name[0]]
-        if running.peer.requests > 0:
-            running.peer.requests -= 1
+        running.asked.requests -= 1

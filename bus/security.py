@@ -8,6 +8,7 @@ single message of it is read. Refuses links and files that others may read. Spec
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -29,6 +30,8 @@ LOCAL: Final = "local"
 """Name of the key that is made with the vault and that clients use unless told otherwise."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _FILE_CAP = 4096
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN})
+"""Errors that say nothing about the file."""
 
 Z85Key = Annotated[str, Meta(min_length=40, max_length=40)]
 
@@ -121,16 +124,26 @@ def add_client(folder: Path, name: str, verbs: Iterable[Verb] = ALL_VERBS) -> Pa
     return key_path
 
 
-def list_clients(folder: Path) -> list[ClientEntry]:
-    """All clients that the node admits, by name. Damaged or foreign files are left out: they admit nobody."""
+def list_clients(folder: Path, unread: set[str] | None = None) -> list[ClientEntry]:
+    """All clients that the node admits, by name. Damaged or foreign files are left out: they admit nobody.
+
+    Args:
+        unread: takes the names of those that cannot be read now, for want of descriptors or memory.
+    """
     try:
         paths = sorted((folder / "clients").glob("*.json"))
     except OSError as e:
         raise StorageError(f"cannot read the list of clients in {folder}: {e.strerror or e}") from e
     found = []
     for path in paths:
-        with contextlib.suppress(StorageError, MisuseError, msgspec.MsgspecError):
-            entry = msgspec.json.decode(read_private(path), type=ClientEntry)
+        with contextlib.suppress(MisuseError, msgspec.MsgspecError, FileNotFoundError):
+            try:
+                data = read_private(path)
+            except StorageError as e:
+                if unread is not None and isinstance(e.__cause__, OSError) and e.__cause__.errno in _PASSING:
+                    unread.add(path.stem)
+                continue
+            entry = msgspec.json.decode(data, type=ClientEntry)
             if f"{entry.name}.json" == path.name and _NAME.fullmatch(entry.name):
                 found.append(entry)
     return found

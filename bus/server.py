@@ -141,6 +141,7 @@ class BusServer:
             "stream": FairPool("stream", 8),
             "fetch": FairPool("fetch", 64, per_owner=8),
             "slow": FairPool("slow", 2),
+            "past": FairPool("past", 2),
             "loop": FairPool("feed", 2),
         }
         down, up = Budget("down", limits), Budget("up", limits)

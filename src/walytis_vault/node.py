@@ -257,9 +257,13 @@ def _start(job: Job, home: Path | None) -> subprocess.Popen[bytes]:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
                 start_new_session=True,
             )
-        assert child.stdin is not None
-        child.stdin.write(msgspec.json.encode(job) + b"\n")
-        child.stdin.flush()
+        try:
+            assert child.stdin is not None
+            child.stdin.write(msgspec.json.encode(job) + b"\n")
+            child.stdin.flush()
+        except BaseException:
+            _end(child)
+            raise
     except OSError as e:
         raise StorageError(f"cannot start the node's process: {e.strerror or e}") from e
     return child
