@@ -39,7 +39,7 @@ CHUNK_BYTES: Final = 8 << 20
 LOOK_EVERY_S: Final = 20.0
 """How often the leaves are looked at when no hint comes."""
 ACCEPT_WAIT_S: Final = 2.0
-"""How long batches from a member wait for a catch-up under way."""
+"""How long batches from a member wait for the blocks that are being judged."""
 HINTS_KEPT: Final = 4096
 DEEP_WALK: Final = 20_000
 """Unknown blocks on one walk after which a sequential scan, which needs no memory, is the better way."""
@@ -76,14 +76,16 @@ class Reconciler:
         self._local = False
         self._changed = threading.Condition()
         self._closing = False
-        self._pass_lock = threading.Lock()
+        self._judging = threading.Lock()
+        """Held for one transaction, never for a whole walk: what members send directly gets in between."""
         self._stop_listening: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name="log-reconciler", daemon=True)
         self.last_error: str | None = None
 
     def start(self) -> None:
-        """Listen to the chain and keep up with it."""
+        """Listen to the chain and keep up with it, beginning with what came before anybody listened."""
         self._stop_listening = self._chain.listen(self.hint)
+        self._look = True
         self._thread.start()
 
     def close(self, timeout: float = 2.0) -> None:
@@ -139,8 +141,7 @@ class Reconciler:
 
     def catch_up(self) -> int:
         """Judge everything that is known to the chain and new to us; return how many blocks that was."""
-        with self._pass_lock:
-            return self._walk(self._everywhere())
+        return self._walk(self._everywhere())
 
     def accept(self, envelopes: Iterable[bytes]) -> bool:
         """Judge batches that a member sent directly, causes first, exactly as if they stood in blocks.
@@ -150,31 +151,30 @@ class Reconciler:
         Returns:
             Whether a cause of any of them is not here; such a batch was not taken.
         Raises:
-            BusyError: a long catch-up is under way. StorageError: the index cannot be written.
+            BusyError: others' blocks take too long. StorageError: the index cannot be written.
         """
         missing, released = False, list[bytes]()
-        if not self._pass_lock.acquire(timeout=ACCEPT_WAIT_S):
+        if not self._judging.acquire(timeout=ACCEPT_WAIT_S):
             raise BusyError("this node is catching up: the batches are asked for later")
         try:
-            try:
-                with self._index.database.transaction() as connection:
-                    for envelope in envelopes:
-                        try:
-                            batch = decode_batch(envelope)
-                            verdict = self._ledger.receive(connection, batch, None)
-                        except UntrustedInputError:
-                            continue  # its block, if there is one, is refused with the reason
-                        missing = missing or isinstance(verdict, Waiting)
-                        if isinstance(verdict, Accepted):
-                            released += self._index.release(connection, batch.batch_id)
-                    fault("accept.before_commit")
-            except BaseException:
-                self._ledger.forget_current()
-                raise
-            self._index.publish_horizon()
-            self._judge_chunk(released)
+            with self._index.database.transaction() as connection:
+                for envelope in envelopes:
+                    try:
+                        batch = decode_batch(envelope)
+                        verdict = self._ledger.receive(connection, batch, None)
+                    except UntrustedInputError:
+                        continue  # its block, if there is one, is refused with the reason
+                    missing = missing or isinstance(verdict, Waiting)
+                    if isinstance(verdict, Accepted):
+                        released += self._index.release(connection, batch.batch_id)
+                fault("accept.before_commit")
+        except BaseException:
+            self._ledger.forget_current()
+            raise
         finally:
-            self._pass_lock.release()
+            self._judging.release()
+        self._index.publish_horizon()
+        self._judge_chunk(released)
         return missing
 
     def build_on_heads(self) -> None:
@@ -195,8 +195,7 @@ class Reconciler:
                 whole = self._look or not woken
                 self._look = False
             try:
-                with self._pass_lock:
-                    self._walk([*hints, *(self._everywhere() if whole else [])])
+                self._walk([*hints, *(self._everywhere() if whole else [])])
                 self.last_error = None
             except Exception as e:  # the thread must live: strangers' bytes lie in its way
                 # Shown by `status`; the next look repeats the whole walk, nothing is lost.
@@ -270,15 +269,17 @@ class Reconciler:
         while todo:
             contents = list(self._next_of(todo))
             released: list[bytes] = []
-            try:
-                with self._index.database.transaction() as connection:
-                    for ref, content in contents:
-                        released += self._judge(connection, ref, content)
-                    self._index.overdue.flush(connection)
-                    fault("reconcile.before_commit")
-            except BaseException:
-                self._ledger.forget_current()
-                raise
+            with self._judging:
+                try:
+                    with self._index.database.transaction() as connection:
+                        for ref, content in contents:
+                            # What somebody else judged meanwhile is looked at again, which changes nothing.
+                            released += self._judge(connection, ref, content)
+                        self._index.overdue.flush(connection)
+                        fault("reconcile.before_commit")
+                except BaseException:
+                    self._ledger.forget_current()
+                    raise
             judged += len(contents)
             self._index.publish_horizon()
             self.build_on_heads()

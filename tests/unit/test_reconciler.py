@@ -107,6 +107,40 @@ def test_a_crash_in_a_catch_up_costs_one_chunk(tmp_path: Path, monkeypatch: pyte
     pair.log_a.close()
 
 
+def test_batches_from_a_member_get_in_while_a_catch_up_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catch-up, however long, makes a member wait for one chunk at most; what is known by then is not doubled."""
+    monkeypatch.setattr(reconciler, "CHUNK", 8)
+    monkeypatch.setattr(reconciler, "ACCEPT_WAIT_S", 0.05)
+    pair = Pair(tmp_path)
+    last = pair.write(40)
+    pair.network.gossip()
+    sent = pair.log_a.index.envelopes_beyond({}, [pair.a.device], 30)
+    log_b = pair.open_b()
+    taken: list[bool] = []
+    log_b.reconciler._progress = lambda _judged: taken.append(log_b.reconciler.accept(sent))
+    assert log_b.reconciler.catch_up() > 40
+    assert len(taken) > 3
+    assert not any(taken)
+    assert log_b.index.horizon == last
+    assert _visible(log_b) == _visible(pair.log_a)
+    log_b.close()
+    pair.log_a.close()
+
+
+def test_what_comes_between_catching_up_and_listening_is_found(tmp_path: Path) -> None:
+    """A block that arrives after the first look and before anybody listens is not left to the next regular look."""
+    pair = Pair(tmp_path)
+    pair.network.gossip()
+    log_b = pair.open_b()
+    log_b.reconciler.catch_up()
+    last = pair.write(1)
+    pair.network.gossip()
+    log_b.reconciler.start()
+    assert log_b.index.wait_beyond(last - 1, timeout=15) == last
+    log_b.close()
+    pair.log_a.close()
+
+
 def test_a_start_with_nothing_missed_reads_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the leaves are known, a start judges nothing."""
     pair = Pair(tmp_path)
