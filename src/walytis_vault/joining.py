@@ -37,6 +37,7 @@ from walytis_vault.domain import events as ev
 from walytis_vault.domain.batch import key_id_of_device
 from walytis_vault.domain.claims import device_name, prove_possession
 from walytis_vault.domain.errors import (
+    BusyError,
     MisuseError,
     StorageError,
     TimedOutError,
@@ -58,14 +59,16 @@ from walytis_vault.peers import protocol as p
 from walytis_vault.peers.addresses import AddressBook, own_addresses
 from walytis_vault.peers.batches import Batches
 from walytis_vault.peers.invitations import Code, door_keys, read_code
-from walytis_vault.peers.link import PeerLink
+from walytis_vault.peers.link import PeerLink, Replied
 
 ASK_S: Final = 30.0
 """How long the inviter's node may take for one answer."""
+LONG_ASK_S: Final = 300.0
+"""The same where it has much to do."""
 ADMITTED_S: Final = 30.0
 """How long our admission may take until our own log shows it."""
 LOOK_AGAIN_S: Final = 0.25
-"""Pause between two looks for it."""
+"""Pause between two looks for it, and before a node that was busy is asked again."""
 
 ASKED: Final = "asked"
 """File in a home: admission was asked for."""
@@ -203,11 +206,22 @@ class _Joining:
                 return
         raise TransportError("the inviter's node cannot be reached: is it running? Then repeat the same command")
 
+    def _patiently(self, invited: PeerLink, request: p.Request) -> Replied:
+        """Ask for what takes the inviter's node long, and what it does for one newcomer at a time."""
+        pause, until = threading.Event(), time.monotonic() + LONG_ASK_S
+        while True:
+            try:
+                return invited.ask(request, timeout=LONG_ASK_S)
+            except BusyError:
+                if time.monotonic() > until:
+                    raise
+                pause.wait(LOOK_AGAIN_S)
+
     def _identity(self, invited: PeerLink, key: bytes) -> IdentityKeeper:
         if self.asked:
             return IdentityKeeper.open(self._home.identity, key)
         self._progress("joining the identity")
-        _, payload = invited.ask(p.JoinGroup(), timeout=ASK_S)
+        _, payload = self._patiently(invited, p.JoinGroup())
         invitation = payload[0].decode(errors="replace") if payload else ""
         identity = IdentityKeeper.join(self._home.identity, key, invitation)
         if identity.group_did != self._code.group:
@@ -217,7 +231,7 @@ class _Joining:
     def _chain(self, invited: PeerLink) -> None:
         if self.asked:
             return
-        reply, _ = invited.ask(p.ChainSize(), timeout=ASK_S * 10)
+        reply, _ = self._patiently(invited, p.ChainSize())
         size = reply.number if isinstance(reply, p.Done) else 0
         if not 0 < size <= MAX_PACK:
             raise UntrustedInputError("the inviter's node offers a chain of a size that cannot be")

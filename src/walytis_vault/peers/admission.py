@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +30,7 @@ from walytis_vault.domain import events as ev
 from walytis_vault.domain.batch import key_id_of_device
 from walytis_vault.domain.claims import is_first_key, proves_possession
 from walytis_vault.domain.errors import (
+    BusyError,
     ConflictError,
     MisuseError,
     PermissionRefusedError,
@@ -48,6 +51,9 @@ SECRET_BYTES: Final = 32
 GROUP_INVITATION_S: Final = 120.0
 """How long the identity library's invitation is good; another is made for each attempt to join."""
 PACK_S: Final = 600.0
+"""How long a packed chain is kept for whoever began to fetch it."""
+PACK_FRESH_S: Final = 60.0
+"""How long it serves others who come; what is newer they are told after they were admitted."""
 ATTEMPTS: Final = 16
 
 _log = logging.getLogger(__name__)
@@ -77,7 +83,9 @@ class Admission:
         self._folder, self._peer_id, self._addresses, self._keys = folder, peer_id, addresses, keys
         self._randomness = randomness
         self._lock = threading.Lock()
-        self._packs: dict[bytes, tuple[Path, float]] = {}
+        self._packing, self._inviting = threading.Lock(), threading.Lock()
+        """What takes long is done for one invited at a time: others are told to come back, and hold up no members."""
+        self._packs: dict[bytes, _Pack] = {}
         self._joining: set[bytes] = set()
         """Door keys that were given an invitation of the identity library."""
 
@@ -126,8 +134,9 @@ class Admission:
         # Who was admitted and lost the reply comes again only to be told so.
         self._invitations.check(door_key)
         if isinstance(request, p.JoinGroup):
-            self._joining.add(door_key)
-            code = self._identity.invite(expires_s=GROUP_INVITATION_S, addresses=self._addresses())
+            with _alone(self._inviting):
+                self._joining.add(door_key)
+                code = self._identity.invite(expires_s=GROUP_INVITATION_S, addresses=self._addresses())
             return p.Done(), [code.encode()]
         if isinstance(request, p.ChainSize):
             return p.Done(number=self._pack(door_key)), ()
@@ -138,37 +147,32 @@ class Admission:
     # -- the chain ----------------------------------------------------------------------------------------------
 
     def _pack(self, door_key: bytes) -> int:
-        with self._lock:
-            self._drop_packs(door_key)
-            path = self._folder / f"pack-{door_key.hex()[:16]}"
-            size = pack_chain(self._config.vault_id, path)
-            self._packs[door_key] = (path, time.monotonic())
-            return size
+        with _alone(self._packing):
+            with self._lock:
+                self._drop_packs(door_key)
+                newest = max(self._packs.values(), key=lambda pack: pack.made_at, default=None)
+            if newest is None or time.monotonic() - newest.made_at > PACK_FRESH_S:
+                path = self._folder / "pack-new"
+                pack_chain(self._config.vault_id, path)
+                newest = _Pack(path)
+            with self._lock:
+                self._packs[door_key] = newest
+            return newest.size
 
     def _part(self, door_key: bytes, offset: int) -> bytes:
-        path, _ = self._packs.get(door_key, (None, 0.0))
-        if path is None:
+        pack = self._packs.get(door_key)
+        if pack is None:
             raise MisuseError("ask for the size of the chain first")
-        try:
-            with path.open("rb") as pack:
-                pack.seek(offset)
-                return pack.read(SEGMENT_BYTES)
-        except OSError as e:
-            raise StorageError(f"the packed chain cannot be read: {e.strerror or e}") from e
+        return pack.read(offset)
 
     def _drop_packs(self, done: bytes | None = None) -> None:
-        """Remove the pack of one invited, and those that nobody asked for in a long time."""
-        for key, (path, at) in list(self._packs.items()):
-            if key == done or time.monotonic() - at > PACK_S:
-                self._packs.pop(key)
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+        """Let go of the pack of one invited, and of those that were made long ago."""
+        now = time.monotonic()
+        self._packs = {k: pack for k, pack in self._packs.items() if k != done and now - pack.made_at <= PACK_S}
 
     def close(self) -> None:
-        """Remove what was packed; stop serving invitations."""
-        for path, _ in list(self._packs.values()):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+        """Let go of what was packed; stop serving invitations."""
+        self._packs = {}
         with contextlib.suppress(VaultError):
             self._identity.close()
 
@@ -218,3 +222,36 @@ class Admission:
         if not entry.own_device:
             return ev.MemberAdmitted(member=keys.member, keys=keys, invitation=entry.digest)
         return ev.KeyAnnounced(keys=keys, certificate=self._identity.certify(msgspec.msgpack.encode(keys)))
+
+
+class _Pack:
+    """A packed chain: a file without a name, whose room is free once nobody reads it any more."""
+
+    def __init__(self, path: Path) -> None:
+        """Take over a file. Raises StorageError."""
+        self.made_at = time.monotonic()
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._fd)
+            self.size = os.fstat(self._fd).st_size
+            path.unlink()
+        except OSError as e:
+            raise StorageError(f"the packed chain cannot be read: {e.strerror or e}") from e
+
+    def read(self, offset: int) -> bytes:
+        """The bytes from an offset on, at most 1 MiB. Raises StorageError."""
+        try:
+            return os.pread(self._fd, SEGMENT_BYTES, offset)
+        except OSError as e:
+            raise StorageError(f"the packed chain cannot be read: {e.strerror or e}") from e
+
+
+@contextlib.contextmanager
+def _alone(lock: threading.Lock) -> Iterator[None]:
+    """Raises BusyError when somebody else is here."""
+    if not lock.acquire(blocking=False):
+        raise BusyError("the inviter's node is busy with another newcomer: repeat the request")
+    try:
+        yield
+    finally:
+        lock.release()
