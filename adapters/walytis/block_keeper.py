@@ -11,9 +11,9 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from walytis_vault.adapters.walytis.log_index import LogIndex
+from walytis_vault.adapters.walytis.log_index import BLOCK_TO_COME, LogIndex
 from walytis_vault.domain.errors import VaultError
 from walytis_vault.domain.ids import BatchId
 from walytis_vault.domain.ports import BlockRef, Chain, Clock
@@ -27,7 +27,39 @@ WHILE_COMING: Final = 8
 AT_ONCE: Final = 8
 """Blocks made in one look (a count)."""
 
+RECENT: Final = 8192
+"""Batches whose blocks are looked for at start, newest first, at most (a count)."""
+ENOUGH: Final = 256
+"""When so many in a row have theirs, older ones do too."""
+
 _log = logging.getLogger(__name__)
+
+
+def note_lost_blocks(index: LogIndex, chain: Chain, device: str) -> int:
+    """Mark recent batches whose block this chain does not have any more; return how many.
+
+    A power cut takes blocks of the last seconds, which nobody synced, and leaves what the index says of them. Our own
+    batches are to be sent again; for others' the keeper makes a block if the old one does not come back from peers.
+    """
+    with index.database.read() as connection:
+        rows: list[Any] = connection.execute(
+            "SELECT batch_id, block, device FROM batches WHERE block IS NOT NULL ORDER BY seq DESC LIMIT ?", (RECENT,)
+        ).fetchall()
+    lost, found = [], 0
+    for batch_id, block, author in rows:
+        if chain.find(block) is None:
+            lost.append((0 if author == device else BLOCK_TO_COME, batch_id, block))
+            found = 0
+        elif (found := found + 1) >= ENOUGH:
+            break
+    if lost:
+        with index.database.transaction() as connection:
+            connection.executemany(
+                "UPDATE batches SET on_chain = ?, block = NULL WHERE batch_id = ?", [row[:2] for row in lost]
+            )
+            connection.executemany("DELETE FROM blocks WHERE key = ?", [row[2:] for row in lost])
+        _log.warning("%d blocks are not on this node's chain any more, as after a power cut", len(lost))
+    return len(lost)
 
 
 class BlockKeeper:

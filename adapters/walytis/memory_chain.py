@@ -279,6 +279,16 @@ class MemoryChain:
                 ref, block.file_data[:-1] + bytes([block.file_data[-1] ^ 1])
             )
 
+    def lose(self, ref: BlockRef) -> None:
+        """Lose a block that nothing stands on, as a power cut would."""
+        with self._network.lock:
+            block = self._blocks.pop(ref.key)
+            del self._files[block_ids.cid_of(ref.block_id)]
+            covered = {parent for other in self._blocks.values() for parent in other.ref.parents}
+            self._leaves = {key: None for key in self._blocks if key not in covered}
+            self._ends = EndBlocks(self._parents, self._height, self._leaves)
+            assert block.ref.key not in covered
+
     def all_blocks(self) -> list[Block]:
         """What a peer can fetch from here. Hold the network's lock."""
         return list(self._blocks.values())

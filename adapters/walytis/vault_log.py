@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from walytis_vault.adapters.storage.database import Database
-from walytis_vault.adapters.walytis.block_keeper import BlockKeeper
+from walytis_vault.adapters.walytis.block_keeper import BlockKeeper, note_lost_blocks
 from walytis_vault.adapters.walytis.history import LogHistory
 from walytis_vault.adapters.walytis.judge import Judge
 from walytis_vault.adapters.walytis.ledger import Ledger
@@ -94,9 +94,11 @@ class VaultLog:
         self.recorder = LogRecorder(self.index, self.writer, LogHistory(self.index, self.judge))
         self.keeper = BlockKeeper(self.index, chain, self.reconciler.hint, clock)
         self.chain = chain
+        self._device = device
 
     def start(self) -> None:
         """Catch up with the chain, send what a crash kept from it, then follow and serve."""
+        note_lost_blocks(self.index, self.chain, self._device)
         self.reconciler.catch_up()
         self.reconciler.build_on_heads()
         self.writer.start()

@@ -9,12 +9,13 @@ import pytest
 
 from support.log_world import Device, founded, note, open_log
 from walytis_vault.adapters.crypto.signing import HybridVerifier
-from walytis_vault.adapters.walytis.block_keeper import AT_ONCE, PATIENCE_S, WHILE_COMING, BlockKeeper
+from walytis_vault.adapters.walytis.block_keeper import AT_ONCE, PATIENCE_S, WHILE_COMING, BlockKeeper, note_lost_blocks
 from walytis_vault.adapters.walytis.log_audit import audit_log
 from walytis_vault.adapters.walytis.memory_chain import MemoryChain, MemoryNetwork
 from walytis_vault.adapters.walytis.second_log import SecondLog
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain.batch import SignedBatch
+from walytis_vault.domain.events import to_dcb
 
 
 class Clock:
@@ -113,3 +114,51 @@ def test_an_audit_in_between_finds_no_fault(world: World) -> None:
         report = audit_log(world.log, again)
     assert report.findings == ()
     assert report.batches == 4
+
+
+def test_an_acknowledged_batch_whose_block_a_power_cut_took_is_sent_again(tmp_path: Path) -> None:
+    """The index was synced and the chain was not: the own batches get blocks again, and stay visible meanwhile."""
+    network = MemoryNetwork(1, manual=True)
+    chain, device = network.replica("here"), Device("a")
+    root = founded(chain, device)
+    log = open_log(tmp_path / "a", chain, device, root)
+    log.start()
+    position = max(log.recorder.append([to_dcb(note(number))]) for number in range(5))
+    log.close()
+    for _ in range(2):
+        chain.lose(chain.leaves()[0])
+    log = open_log(tmp_path / "a", chain, device, root)
+    log.start()
+    assert log.index.horizon == position
+    assert max(log.recorder.append([to_dcb(note(5))]), position + 1) == position + 1
+    contents = [chain.read(ref) for ref in chain.blocks()]
+    for envelope in log.index.envelopes_beyond({}, [device.device], 100):
+        assert contents.count(envelope) == 1
+    log.close()
+    late = open_log(tmp_path / "late", chain, Device("b"), root)
+    late.reconciler.catch_up()
+    assert late.index.horizon == position + 1
+    late.close()
+
+
+def test_a_lost_block_of_somebody_else_is_awaited_and_then_made(world: World) -> None:
+    """Others' batches are handed out again; if the old block comes back in time, none is made."""
+    other = Device("b")
+    (first, second) = world.batches(2)
+    refs = [world.chain.append(batch.envelope()) for batch in (first, second)]
+    world.log.reconciler.catch_up()
+    assert world.log.index.without_block() == (0, [])
+    block = world.chain._blocks[refs[1].key]
+    world.chain.lose(refs[1])
+    assert note_lost_blocks(world.log.index, world.chain, other.device) == 1
+    assert world.log.index.without_block() == (1, [second.batch_id])
+    with world.network.lock:
+        world.chain.take_in(block)
+    world.log.reconciler.catch_up()
+    assert world.log.index.without_block() == (0, [])
+    world.chain.lose(refs[1])
+    assert note_lost_blocks(world.log.index, world.chain, other.device) == 1
+    world.keeper.look()
+    world.clock.now += 2 * PATIENCE_S
+    assert world.keeper.look() == 1
+    assert world.on_chain().count(second.envelope()) == 1
