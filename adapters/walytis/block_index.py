@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import apsw
 
 from walytis_vault.adapters.walytis import ancestry, index_files
 from walytis_vault.adapters.walytis.block_ids import key_of_short, parents_of, short_of
+from walytis_vault.adapters.walytis.files import DatabaseLock
 from walytis_vault.domain.errors import StorageError, UntrustedInputError
 
 SCHEMA_VERSION: Final = 1
@@ -54,7 +54,7 @@ class BlockIndex:
         """
         self._path = database
         self._folder = folder
-        self._lock = threading.RLock()
+        self._lock = DatabaseLock("read or write the index of blocks")
         self._hot: OrderedDict[bytes, _Hot] = OrderedDict()
         self._heights: OrderedDict[bytes, int] = OrderedDict()
         self._unsaved = 0
@@ -63,8 +63,9 @@ class BlockIndex:
             self._open()
             self.sync()
         except (apsw.Error, StorageError, UntrustedInputError):
-            self._remake()
-            self.sync()
+            with self._lock:
+                self._remake()
+                self.sync()
 
     def __len__(self) -> int:
         with self._lock:

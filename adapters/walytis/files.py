@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import threading
 from pathlib import Path
+
+import apsw
 
 from walytis_vault.domain.errors import StorageError, StorageFullError
 from walytis_vault.domain.faults import fault
@@ -19,6 +22,25 @@ def storage_error(e: OSError, doing: str) -> StorageError:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(f"no space left to {doing}: free some and repeat")
     return StorageError(f"cannot {doing}: {e.strerror or e}")
+
+
+class DatabaseLock:
+    """A lock that its holder may take again, and in which SQLite's errors become ours."""
+
+    def __init__(self, doing: str) -> None:
+        """`doing` completes "cannot …" in the errors' text."""
+        self._lock = threading.RLock()
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._lock.release()
+        if isinstance(error, apsw.FullError):
+            raise StorageFullError(f"no space left to {self._doing}: free some and repeat") from error
+        if isinstance(error, apsw.Error):
+            raise StorageError(f"cannot {self._doing}: {error}") from error
 
 
 def make_private_folder(path: Path) -> None:

@@ -34,6 +34,8 @@ MAX_ID_TEXT: Final = 90_000
 """Characters of an id in a message: the longest id in base 64."""
 MAX_REMEMBERED: Final = 10_000
 """Leaves that are remembered as told."""
+MAX_REMEMBERED_CHARACTERS: Final = 16 << 20
+"""Characters of them together: strangers may tell long ones."""
 LEAF_MEMORY: Final = 20.0
 """Seconds for which a leaf that peers told counts as told, as upstream has it."""
 
@@ -114,11 +116,13 @@ def update_shared_leaf_blocks(
         for text in leaf_blocks:
             remembered.pop(text, None)
             remembered[text] = now  # the newest stand last
+        size = sum(map(len, remembered))
         while remembered:
             oldest = next(iter(remembered))
             fresh = (now - remembered[oldest]).total_seconds() <= LEAF_MEMORY
-            if fresh and len(remembered) <= MAX_REMEMBERED:
+            if fresh and len(remembered) <= MAX_REMEMBERED and size <= MAX_REMEMBERED_CHARACTERS:
                 break
+            size -= len(oldest)
             del remembered[oldest]
     finally:
         if not already_locked:

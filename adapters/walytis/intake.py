@@ -20,6 +20,7 @@ import apsw
 from walytis_vault.adapters.walytis import block_ids, unixfs, upstream
 from walytis_vault.adapters.walytis.block_index import BlockIndex
 from walytis_vault.adapters.walytis.fetch import Fetcher
+from walytis_vault.adapters.walytis.files import DatabaseLock
 from walytis_vault.domain.errors import UntrustedInputError, VaultError
 from walytis_vault.domain.faults import fault
 
@@ -62,13 +63,14 @@ class Intake:
         self._index = index
         self._fetcher = fetcher
         self._block_class: Any = importlib.import_module("walytis_beta.block_networking").Block
-        self._lock = threading.RLock()
+        self._lock = DatabaseLock("keep blocks that wait for others")
         self._wanted: OrderedDict[bytes, bytes] = OrderedDict()
         self._in_work: set[bytes] = set()
         self._work = threading.Semaphore(0)
         self._workers = 0
-        self._db = _open(database)
-        row = self._db.execute("SELECT count(*), coalesce(sum(length(file)), 0) FROM waiting").fetchone()
+        with self._lock:
+            self._db = _open(database)
+            row = self._db.execute("SELECT count(*), coalesce(sum(length(file)), 0) FROM waiting").fetchone()
         self._count, self._bytes = int(row[0]), int(row[1])
 
     def waiting(self) -> int:
@@ -184,11 +186,10 @@ class Intake:
                 rows = self._db.execute("SELECT child FROM needs WHERE parent = ?", (parent,)).fetchall()
                 if not rows:
                     continue
-                self._db.execute("BEGIN")
-                self._db.execute("DELETE FROM needs WHERE parent = ?", (parent,))
-                for row in rows:
-                    self._db.execute("UPDATE waiting SET missing = missing - 1 WHERE key = ?", row)
-                self._db.execute("COMMIT")
+                with self._db:
+                    self._db.execute("DELETE FROM needs WHERE parent = ?", (parent,))
+                    for row in rows:
+                        self._db.execute("UPDATE waiting SET missing = missing - 1 WHERE key = ?", row)
             fault("intake.parent_settled")
             arrived.extend(child for (child,) in rows if self._accept_one(bytes(child)))
 
@@ -213,11 +214,10 @@ class Intake:
             return
         if self._count >= MAX_WAITING or self._bytes + len(file_data) > MAX_WAITING_BYTES:
             self._evict()
-        self._db.execute("BEGIN")
-        self._db.execute("INSERT INTO waiting VALUES (?, ?, ?, ?)", (key, cid, file_data, len(missing)))
-        for parent, short in missing.items():
-            self._db.execute("INSERT OR IGNORE INTO needs VALUES (?, ?, ?)", (parent, key, short))
-        self._db.execute("COMMIT")
+        with self._db:
+            self._db.execute("INSERT INTO waiting VALUES (?, ?, ?, ?)", (key, cid, file_data, len(missing)))
+            for parent, short in missing.items():
+                self._db.execute("INSERT OR IGNORE INTO needs VALUES (?, ?, ?)", (parent, key, short))
         self._count += 1
         self._bytes += len(file_data)
 

@@ -176,3 +176,13 @@ def test_leaf_memory_is_upstreams(told: list[tuple[int, list[str]]]) -> None:
         expected = {name: at for name, at in expected.items() if (now - at).total_seconds() <= gossip.LEAF_MEMORY}
         assert leaves._Networking__shared_leaf_blocks == expected
     assert not leaves._Networking__lslb_lock.locked()
+
+
+def test_leaf_memory_is_bounded_by_what_it_takes() -> None:
+    """Strangers may tell as many long ids as they like: what is remembered stays small, and the newest stay."""
+    leaves = Leaves()
+    for number in range(1000):
+        gossip.update_shared_leaf_blocks(leaves, [f"{number:05}" + "x" * gossip.MAX_ID_TEXT])
+    remembered = leaves._Networking__shared_leaf_blocks
+    assert sum(map(len, remembered)) <= gossip.MAX_REMEMBERED_CHARACTERS
+    assert next(reversed(remembered)).startswith("00999")
