@@ -7,6 +7,7 @@ lies outside the home. Refuses to take over a socket on which anybody answers. S
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import stat
@@ -109,6 +110,19 @@ def prepare_socket(address: Address) -> None:
         raise AlreadyRunningError(f"somebody already serves {address.endpoint}: stop that node first")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(address.path)
+
+
+def check_listen(endpoint: str | None) -> None:
+    """Raises MisuseError unless a node may listen there: on a socket, or on a port of a loopback address."""
+    if endpoint is None or endpoint.startswith("ipc:///"):
+        return
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        loopback = ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not endpoint.startswith("tcp://") or not loopback or not (port == "*" or port.isdigit()):
+        raise MisuseError(f"the bus listens on loopback only: tcp://127.0.0.1:PORT, not {endpoint[:80]!r}")
 
 
 def ipc_endpoint(folder: Path) -> str:

@@ -26,6 +26,7 @@ from walytis_vault.bus.endpoint import (
     BULK_NAME,
     Address,
     EndpointRecord,
+    check_listen,
     ipc_endpoint,
     prepare_socket,
     remove_record,
@@ -92,8 +93,7 @@ class BusServer:
         steady_heap()
         make_private_folder(self._folder)
         wanted = self._wanted or ipc_endpoint(self._folder)
-        if wanted.startswith("tcp://") and not wanted.startswith(("tcp://127.", "tcp://[::1]", "tcp://localhost")):
-            raise MisuseError("the bus listens on loopback only: tcp://127.0.0.1:PORT")
+        check_listen(self._wanted)
         address = None if wanted.endswith(":*") else Address(wanted)
         try:
             if address is not None:

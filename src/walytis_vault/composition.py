@@ -26,6 +26,7 @@ from walytis_vault.audit import audit_rows
 from walytis_vault.backup.coming_back import ComingBack
 from walytis_vault.backup.take import Backup
 from walytis_vault.bundle.export import Exporter
+from walytis_vault.bus.endpoint import check_listen
 from walytis_vault.bus.server import BusServer
 from walytis_vault.domain.ids import BatchId, ContentId
 from walytis_vault.eraser import Eraser
@@ -59,6 +60,7 @@ def run_node(
     network: str | None,
     fetch: FetchWish,
     views: str | None = None,
+    listen: str | None = None,
     on_ready: Callable[[str], None],
     stop: Stop,
     metrics: str | None = None,
@@ -70,14 +72,17 @@ def run_node(
         network: None for the mode that the vault was made with.
         fetch: changes what is fetched unasked, from now on.
         views: where the views are to be from now on, None for where they were.
+        listen: where clients connect, instead of a socket in the home: `tcp://127.0.0.1:PORT`.
         on_ready: called with the endpoint when requests are answered.
         metrics: loopback address for the Prometheus endpoint; None for none. Its URL goes to `on_metrics`.
     Raises:
-        MisuseError: no vault there. WrongPassphraseError, LockedError: it does not open.
+        MisuseError: no vault there, or not to listen there. WrongPassphraseError, LockedError: it does not open.
         AlreadyRunningError: another node runs on it. StorageError, TransportError: it does not start.
     """
     with contextlib.ExitStack() as opened:
-        endpoint = _open(Home(path, OsFileSystem()), passphrase, network, fetch, views, opened, metrics, on_metrics)
+        check_listen(listen)
+        home = Home(path, OsFileSystem())
+        endpoint = _open(home, passphrase, network, fetch, views, listen, opened, metrics, on_metrics)
         on_ready(endpoint)
         notify(READY)
         stop.wait()
@@ -91,6 +96,7 @@ def _open(
     network: str | None,
     fetch: FetchWish,
     place: str | None,
+    listen: str | None,
     opened: contextlib.ExitStack,
     metrics: str | None,
     on_metrics: Callable[[str], None],
@@ -238,7 +244,7 @@ def _open(
         backup=lambda folder, secret, with_key_file: backup.run(Path(folder), secret, with_key_file=with_key_file),
         health=health,
     )
-    bus = BusServer(service, folder=home.bus, keys=secrets[BUS_SECRET])
+    bus = BusServer(service, folder=home.bus, keys=secrets[BUS_SECRET], endpoint=listen)
     opened.callback(bus.close)
     endpoint = bus.start()
     if metrics is not None:

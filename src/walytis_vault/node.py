@@ -60,6 +60,7 @@ class Node:
         network: str = "loopback",
         removal: str = "any",
         views: str | None = None,
+        listen: str | None = None,
     ) -> Node:
         """Make a vault in an empty folder and serve it.
 
@@ -71,12 +72,17 @@ class Node:
             removal: who may remove members, for ever: "any" member or the "founder".
             views: where the views are kept: `sqlite` (in the home; the same as None), or a PostgreSQL URL. A password
                 in it is used now and not stored: see docs/operations.md.
+            listen: where clients connect, instead of a socket in the home: `tcp://127.0.0.1:PORT` (`*`: any free port).
         Raises:
             MisuseError: there is a vault already, the folder holds something else, or an argument is wrong.
             StorageError, TransportError: it could not be made; nothing of it remains.
         """
+        if listen is not None:
+            from walytis_vault.bus.endpoint import check_listen
+
+            check_listen(listen)
         create_vault(Path(home), name=name, passphrase=passphrase, network=network, removal=removal, views=views)
-        return cls.open(home, passphrase=passphrase, views=views)
+        return cls.open(home, passphrase=passphrase, views=views, listen=listen)
 
     @classmethod
     def open(
@@ -89,6 +95,7 @@ class Node:
         fetch_limit: int | None = None,
         fetch_space: int | None = None,
         views: str | None = None,
+        listen: str | None = None,
     ) -> Node:
         """Serve a vault that was made or joined before.
 
@@ -99,6 +106,7 @@ class Node:
             fetch_limit: bytes of the largest content that is fetched unasked (without it 1 MiB for "small").
             fetch_space: bytes of contents on disk from which on nothing more is fetched unasked.
             views: move the views there (see `create`), None to leave them where they are.
+            listen: as in `create`; not kept for later starts.
         Raises:
             MisuseError: no vault there. WrongPassphraseError, LockedError: it does not open.
             AlreadyRunningError: another node runs on this home.
@@ -106,7 +114,15 @@ class Node:
         """
         path = Path(home).absolute()
         wish = FetchWish(mode=fetch, limit=fetch_limit, space=fetch_space)
-        job = Job(kind="serve", home=str(path), passphrase=passphrase, network=network, fetch=wish, views=views)
+        job = Job(
+            kind="serve",
+            home=str(path),
+            passphrase=passphrase,
+            network=network,
+            fetch=wish,
+            views=views,
+            listen=listen,
+        )
         child = _start(job, path)
         try:
             answer = _answer(child, START_TIMEOUT_S)
@@ -206,6 +222,7 @@ def serve(
     network: str | None = None,
     fetch: FetchWish = AS_BEFORE,
     views: str | None = None,
+    listen: str | None = None,
     metrics: str | None = None,
     on_metrics: Callable[[str], None] = lambda _url: None,
     on_ready: Callable[[str], None],
@@ -213,6 +230,7 @@ def serve(
     """Serve a vault in this process until SIGINT or SIGTERM. Afterwards end the process with `os._exit(code)`.
 
     Args:
+        listen: where clients connect, instead of a socket in the home: `tcp://127.0.0.1:PORT`.
         metrics: loopback address for a Prometheus endpoint; None for none. Its URL goes to `on_metrics`.
         fetch: changes what is fetched unasked, from now on.
         on_ready: called with the endpoint when requests are answered.
@@ -231,6 +249,7 @@ def serve(
         network=network,
         fetch=fetch,
         views=views,
+        listen=listen,
         on_ready=on_ready,
         stop=stop,
         metrics=metrics,

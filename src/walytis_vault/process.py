@@ -37,6 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fetch: FetchWish = FetchWish()
     code: str = ""
     """The invitation, to join."""
+    listen: str | None = None
     views: str | None = None
     """Where the views are to be kept; may hold a password."""
 
@@ -120,6 +121,7 @@ def _serve(job: Job, answers: IO[bytes]) -> int:
         network=job.network,
         fetch=job.fetch,
         views=job.views,
+        listen=job.listen,
         on_ready=lambda endpoint: _say(answers, Answer(endpoint=endpoint)),
         stop=stop,
     )

@@ -20,6 +20,7 @@ import pytest
 import zmq
 
 from support.bus_world import World, link_of
+from walytis_vault import Node
 from walytis_vault.bus.security import add_client, list_clients, make_keys, revoke_client
 from walytis_vault.bus.server import BusServer
 from walytis_vault.client import Client
@@ -130,6 +131,41 @@ def test_an_eavesdropper_on_the_bulk_socket_reads_nothing(tmp_path: Path) -> Non
         assert form not in proxy.seen
 
 
+def test_a_real_node_on_tcp(tmp_path: Path) -> None:
+    """A node that listens on a loopback port is found by its home; an eavesdropper and a wrong key get nothing."""
+    home, canary = tmp_path / "home", secrets.token_bytes(32)
+    with Node.create(home, listen="tcp://127.0.0.1:*") as node:
+        assert node.endpoint.startswith("tcp://127.0.0.1:")
+        proxy = Proxy(tmp_path, node.endpoint)
+        with Client(home, endpoint=proxy.endpoint) as client:
+            for size in (1, 60_000):
+                published = client.publish(canary * size, name=canary.hex())
+                assert client.request(published.content_id) == canary * size
+            assert client.query("catalogue")[0].name == canary.hex()
+        proxy.close()
+        assert len(proxy.seen) > 3_800_000, "the control: the bytes did pass here"
+        for form in [*forms(canary), published.content_id.encode(), bytes.fromhex(published.content_id)]:
+            assert form not in proxy.seen
+        add_client(tmp_path / "elsewhere", "local")
+        stranger = Client(home, key=tmp_path / "elsewhere" / "local.key", timeout=5)
+        with stranger, pytest.raises(PermissionRefusedError):
+            stranger.publish(b"x")
+        with Client(home) as client:
+            assert client.status().position == 4
+    for elsewhere in (
+        "tcp://0.0.0.0:1",
+        "tcp://127.evil.example:1",
+        "tcp://127.0.0.1:x",
+        "tcp://localhost:1",
+        "udp://127.0.0.1:1",
+    ):
+        with pytest.raises(MisuseError, match="loopback only"):
+            Node.open(home, listen=elsewhere)
+    with pytest.raises(MisuseError, match="loopback only"):
+        Node.create(tmp_path / "other", listen="tcp://0.0.0.0:1")
+    assert not (tmp_path / "other").exists()
+
+
 def test_an_unknown_key_is_refused(world: World, tmp_path: Path) -> None:
     """A key pair that was not admitted gets no answer but that, and the service hears nothing."""
     add_client(tmp_path / "elsewhere", "local")
@@ -151,11 +187,15 @@ def test_connections_without_curve_get_nothing(world: World, dealer: zmq.Socket[
         dealer.curve_serverkey = make_keys().public.encode()
         dealer.curve_publickey, dealer.curve_secretkey = keys.public.encode(), keys.secret.encode()
     dealer.connect(world.endpoint)
-    with contextlib.suppress(zmq.Again):
-        dealer.send_multipart([b"WVB\x01\x06" + bytes(16), b"\x80"], zmq.NOBLOCK)
+    # A publish and a question: neither is heard, so neither is answered.
+    for body in (b"\x82\xa4call\xa7publish\xa6inline\xc3", b"\x81\xa4call\xa6status"):
+        with contextlib.suppress(zmq.Again):
+            dealer.send_multipart([b"WVB\x01\x01" + secrets.token_bytes(16), body], zmq.NOBLOCK)
     with pytest.raises(zmq.Again):
         dealer.recv()
     assert world.client().status().position == 0
+    totals = world.server.details()["totals"]
+    assert (totals["messages_in"], totals["requests"]) == (1, 1), "that of the client alone"
 
 
 def test_a_connection_may_not_name_itself(world: World, dealer: zmq.Socket[bytes]) -> None:

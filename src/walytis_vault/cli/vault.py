@@ -113,6 +113,9 @@ def init(
 @click.option("--fetch-limit", metavar="SIZE", callback=read_size, help="The largest of them, such as 64M.")
 @click.option("--fetch-space", metavar="SIZE", callback=read_size, help="Fetch none when contents take more than this.")
 @views_option
+@click.option(
+    "--listen", metavar="tcp://127.0.0.1:PORT", help="Let clients connect there instead of a socket in the home."
+)
 @click.option("--until-eof", is_flag=True, help="End when stdin is closed too: for programs that start a node.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS), default="warning", show_default=True)
@@ -125,6 +128,7 @@ def serve(
     fetch_limit: int | None,
     fetch_space: int | None,
     views: str | None,
+    listen: str | None,
     until_eof: bool,
     log_format: Format,
     log_level: str,
@@ -142,7 +146,7 @@ def serve(
         from walytis_vault.fetching import FetchWish
 
         wish = FetchWish(mode=fetch, limit=fetch_limit, space=fetch_space)
-        code = _serve(session.home, passphrase, network, wish, views, metrics)
+        code = _serve(session.home, passphrase, network, wish, views, listen, metrics)
     except Exception as error:
         code = complain(error)
     sys.stdout.flush()
@@ -151,7 +155,13 @@ def serve(
 
 
 def _serve(
-    home: Path, passphrase: str | None, network: str | None, fetch: FetchWish, views: str | None, metrics: str | None
+    home: Path,
+    passphrase: str | None,
+    network: str | None,
+    fetch: FetchWish,
+    views: str | None,
+    listen: str | None,
+    metrics: str | None,
 ) -> int:
     from walytis_vault import node
 
@@ -162,6 +172,7 @@ def _serve(
             network=network,
             fetch=fetch,
             views=views,
+            listen=listen,
             metrics=metrics,
             on_metrics=lambda url: click.echo(f"metrics {url}", err=True),
             on_ready=lambda endpoint: click.echo(f"ready {endpoint}", err=True),
