@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from walytis_vault.adapters.walytis.log_index import BLOCK_TO_COME, LogIndex
@@ -41,17 +41,16 @@ def note_lost_blocks(index: LogIndex, chain: Chain, device: str) -> int:
     A power cut takes blocks of the last seconds, which nobody synced, and leaves what the index says of them. Our own
     batches are to be sent again; for others' the keeper makes a block if the old one does not come back from peers.
     """
-    with index.database.read() as connection:
-        rows: list[Any] = connection.execute(
-            "SELECT batch_id, block, device FROM batches WHERE block IS NOT NULL ORDER BY seq DESC LIMIT ?", (RECENT,)
-        ).fetchall()
     lost, found = [], 0
-    for batch_id, block, author in rows:
-        if chain.find(block) is None:
-            lost.append((0 if author == device else BLOCK_TO_COME, batch_id, block))
-            found = 0
-        elif (found := found + 1) >= ENOUGH:
-            break
+    with index.database.read() as connection:
+        sql = "SELECT batch_id, block, device FROM batches WHERE block IS NOT NULL ORDER BY seq DESC LIMIT ?"
+        rows: Iterator[Any] = connection.execute(sql, (RECENT,))
+        for batch_id, block, author in rows:
+            if chain.find(block) is None:
+                lost.append((0 if author == device else BLOCK_TO_COME, batch_id, block))
+                found = 0
+            elif (found := found + 1) >= ENOUGH:
+                break
     if lost:
         with index.database.transaction() as connection:
             connection.executemany(

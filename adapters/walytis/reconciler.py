@@ -280,6 +280,7 @@ class Reconciler:
                 except BaseException:
                     self._ledger.forget_current()
                     raise
+            fault("reconcile.committed")
             judged += len(contents)
             self._index.publish_horizon()
             self.build_on_heads()
