@@ -6,6 +6,7 @@ calls and unknown fields are refused. Spec: docs/bus-protocol.md, "Calls".
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 import msgspec
@@ -23,7 +24,11 @@ ViewName = Annotated[str, Meta(min_length=1, max_length=64)]
 Reason = Annotated[str, Meta(max_length=LIMITS.reason)]
 Passphrase = Annotated[str, Meta(min_length=1, max_length=4096)]
 Text = Annotated[str, Meta(max_length=4096)]
-FilterValue = Text | int | float | bool | Annotated[tuple[Text, ...], Meta(max_length=64)] | None
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""What a database takes."""
+Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""Neither infinite nor no number at all."""
+FilterValue = Text | Whole | Number | bool | Annotated[tuple[Text, ...], Meta(max_length=64)] | None
 AsOf = Annotated[int, Meta(ge=0, le=2**53)] | Annotated[str, Meta(min_length=1, max_length=64)]
 """A position, or a time in ISO 8601 (UTC)."""
 Filters = Annotated[dict[Annotated[str, Meta(max_length=64)], FilterValue], Meta(max_length=16)]

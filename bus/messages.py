@@ -25,7 +25,7 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: Annotated[tuple[str, ...], Meta(max_length=LIMITS.labels)] = ()
     note: str | None = None
     revises: str | None = None
-    expires_ms: Annotated[int, Meta(ge=0)] | None = None
+    expires_ms: Annotated[int, Meta(ge=0, le=2**53)] | None = None
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from msgspec import NODEFAULT, inspect
+from msgspec.json import encode
 
 from walytis_vault.bus import calls, protocol
+from walytis_vault.bus.messages import Change, PublishOptions
 from walytis_vault.bus.protocol import BusLimits, Failure, Kind, pack
 from walytis_vault.bus.sealing import Seal
 from walytis_vault.domain.errors import ERRORS_BY_CODE
@@ -55,6 +58,75 @@ def test_limits() -> None:
     """Every limit is listed with its value."""
     listed = {row[0]: row[1] for row in table("Limits")}
     assert listed == {name: str(value) for name, value in msgspec.structs.asdict(BusLimits()).items()}
+
+
+def kind_of(t: Any) -> str:
+    """A type as the document writes it."""
+    match t:
+        case inspect.IntType():
+            return f"integer {number(t.ge, -(2**63))} to {number(t.le, 2**64 - 1)}"
+        case inspect.FloatType():
+            return "number" if t.gt is None else f"number above {t.gt:g}, to {t.le:g}"
+        case inspect.StrType():
+            if t.pattern is not None:
+                return "32 hex digits"
+            return f"text of {t.min_length or 0} to {t.max_length}" if t.max_length else "text"
+        case inspect.BytesType():
+            return f"bytes, to {t.max_length}" if t.max_length else "bytes"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.NoneType():
+            return "null"
+        case inspect.UnionType():
+            return ", or ".join(kind_of(one) for one in t.types)
+        case inspect.VarTupleType():
+            return f"array of {t.min_length or 0} to {t.max_length or 'any'}: {kind_of(t.item_type)}"
+        case inspect.DictType():
+            return f"map of 0 to {t.max_length or 'any'}: {kind_of(t.key_type)} = {kind_of(t.value_type)}"
+        case inspect.AnyType():
+            return "anything"
+        case inspect.StructType():
+            return f"map: {t.cls.__name__}"
+    raise AssertionError(t)
+
+
+def number(bound: int | None, default: int) -> str:
+    """A bound; powers of two as such."""
+    value = default if bound is None else bound
+    for exponent in (53, 63, 64):
+        for known, text in ((2**exponent, f"2^{exponent}"), (2**exponent - 1, f"2^{exponent}-1")):
+            if abs(value) == known:
+                return text if value > 0 else f"-{text}"
+    return str(value)
+
+
+def described() -> list[list[str]]:
+    """Every field of every call and body: of what, name, type, and what it is when it is left out."""
+    structs = [
+        *get_args(calls.AnyCall),
+        PublishOptions,
+        *(protocol.Credit, protocol.Place, protocol.Length, protocol.Attach),
+        *(Failure, protocol.Opened, protocol.Span, Change, protocol.Pong),
+    ]
+    rows = []
+    for struct in structs:
+        name = struct.__struct_config__.tag or struct.__name__
+        info = inspect.type_info(struct)
+        assert isinstance(info, inspect.StructType)
+        for field in info.fields:
+            default = "" if field.required else "{}" if field.default is NODEFAULT else encode(field.default).decode()
+            rows.append([name, f"`{field.name}`", kind_of(field.type), default])
+    return rows
+
+
+def test_fields() -> None:
+    """Every field is listed with its type, its range, and what it is when left out."""
+    assert table("Fields") == described()
+
+
+def test_what_to_do() -> None:
+    """Each error says what it means and what to do."""
+    assert [row[0] for row in table("Errors") if not row[1] or not row[2]] == []
 
 
 def test_sealing() -> None:
