@@ -5,6 +5,7 @@ One vault of one member, founded and served once for this module by the command 
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import select
@@ -165,6 +166,27 @@ def test_replay_and_audit_find_everything_in_order(home: Path) -> None:
     assert as_json(home, "status")["views"] == before
     assert json.loads(run(home, "audit", "--read-data", "--json").stdout)
     run(home, "audit")
+
+
+def test_views_can_be_shown_as_they_were_at_a_time(home: Path) -> None:
+    """`replay --until TIME` has what was published up to that moment, the moment itself included; `ls --until` not."""
+    first, second = publish(home, b"early"), publish(home, b"later")
+    times = {row["content_id"]: row["time"] for row in as_json(home, "ls")}
+    then = max(times[first], times[second])
+    before = (dt.datetime.fromisoformat(times[second]) - dt.timedelta(milliseconds=1)).isoformat()
+    assert times[first] < times[second]
+    past = {row["content_id"] for row in as_json(home, "replay", "catalogue", "--until", before)["catalogue"]}
+    assert first in past
+    assert second not in past
+    past = {row["content_id"] for row in as_json(home, "replay", "catalogue", "--until", then)["catalogue"]}
+    assert {first, second} <= past
+    listed = {row["content_id"] for row in as_json(home, "ls", "--until", then)}
+    assert first in listed
+    assert second not in listed
+    shown = run(home, "replay", "--until", "1h").stdout.decode()
+    assert "catalogue, as of" in shown
+    assert first not in shown
+    assert first in {row["content_id"] for row in as_json(home, "ls")}
 
 
 def test_retracted_is_hidden_and_comes_back(home: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from walytis_vault.cli import app, main
 from walytis_vault.cli.session import Session, command
 from walytis_vault.cli.vault import read_passphrase
-from walytis_vault.cli.when import read_when
+from walytis_vault.cli.when import read_as_of, read_when
 from walytis_vault.domain.errors import ForgottenError, MisuseError
 
 COMMAND = [sys.executable, "-m", "walytis_vault"]
@@ -292,3 +292,36 @@ def test_progress_is_drawn_only_for_a_terminal(capfd: pytest.CaptureFixture[str]
     os.close(slave)
     os.close(master)
     assert drawn.stdout == "some\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("0", 0),
+        ("120", 120),
+        ("20260131", 20_260_131),  # a number alone is a position, also when it looks like a day
+        ("2026-01-31", dt.datetime(2026, 1, 31, tzinfo=dt.UTC)),
+        ("2026-01-31T12:00:00Z", dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)),
+        ("2026-01-31T12:00:00", dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)),
+        ("2026-01-31T12:00:00+02:00", dt.datetime(2026, 1, 31, 10, tzinfo=dt.UTC)),
+    ],
+)
+def test_as_of_takes_positions_and_times(text: str, meant: int | dt.datetime) -> None:
+    """A number is a position; a moment without a zone is UTC."""
+    assert read_as_of(click.Context(click.Command("x")), click.Option(["--until"]), text) == meant
+
+
+def test_as_of_takes_spans_back_from_now() -> None:
+    """So long ago, in seconds to weeks."""
+    found = read_as_of(click.Context(click.Command("x")), click.Option(["--until"]), "2h")
+    assert isinstance(found, dt.datetime)
+    assert dt.timedelta(hours=2) <= dt.datetime.now(dt.UTC) - found < dt.timedelta(hours=3)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "-5", "1.5", "2y", "9" * 16, "2026-02-30", "٣", "0h"])
+def test_as_of_refuses_what_it_does_not_know(text: str) -> None:
+    """The refusal names the three forms."""
+    with pytest.raises(
+        click.BadParameter, match=r"give a position .*, a span back from now .*, or 2026-01-31T12:00:00Z"
+    ):
+        read_as_of(click.Context(click.Command("x")), click.Option(["--until"]), text)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from walytis_vault.cli.output import Column, moment, short_did, size
 
-DID_WIDTH: Final = 120
+DID_WIDTH: Final = 180
 """Terminals of fewer columns show a member by its fingerprint, which names it as well."""
 GONE: Final = "(forgotten)"
 WORDS_MOST: Final = 3
@@ -82,12 +82,12 @@ HOLDERS: Final = (
     Column("MEMBER", lambda r: short_did(r["member"])),
     Column("HERE", lambda r: "yes" if r["here"] else "no"),
     Column("ALSO HELD BY", lambda r: ", ".join(short_did(d) for d in r["held_by"] or ()), elastic=True),
-    Column("DEVICE", lambda r: short_did(r["device"]), from_width=100),
+    Column("DEVICE", lambda r: short_did(r["device"]), from_width=120),
     Column("TIME", lambda r: moment(r["time"]), from_width=100),
 )
 TIMELINE: Final = (
     Column("POSITION", lambda r: r["position"], right=True),
-    Column("TIME", lambda r: moment(r["time"])),
+    Column("TIME", lambda r: moment(r["time"]), from_width=100),
     Column("EVENT", lambda r: r["type"].partition("/")[0].replace("-", " ")),
     Column("ABOUT", _about, elastic=True),
     Column("AUTHOR", lambda r: short_did(r["author"]), from_width=120),
