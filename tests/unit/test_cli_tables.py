@@ -137,7 +137,12 @@ def test_lines_of_the_log_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, scre
     several = ((), IDS[:1], IDS, IDS * 50, (did("a"),), (did("a"), did("b")))
     kind = "forgetting-consented/1"
     changes = [Change(position=10**6, type=kind, author=did("a"), time=TIME, ids=tuple(ids)) for ids in several]
-    printed = printed_on(monkeypatch, screen, lambda: [events._show(Session(), c) for c in changes].clear())
+
+    def show() -> None:
+        for change in changes:
+            events._show(Session(), change)
+
+    printed = printed_on(monkeypatch, screen, show)
     assert len(printed) == len(several)
     assert [line for line in printed if cell_width(line) > screen] == []
     assert all(IDS[0] in line for line in printed[1 : 3 if screen == 160 else 1])
