@@ -58,8 +58,10 @@ def read(command: str) -> None:
     if words and words[-1].startswith("--"):
         words.append(VALUE)  # named without its value
     current: click.Command = APPLICATION
+    context: click.Context | None = None
     while True:
-        context = click.Context(current, info_name=current.name)
+        # With its parent and settings: a command remembers the help option that it is first given.
+        context = click.Context(current, parent=context, info_name=current.name, **current.context_settings)
         given, words, _ = current.make_parser(context).parse_args(list(words))
         for option in current.params:
             value = given.get(option.name or "")
