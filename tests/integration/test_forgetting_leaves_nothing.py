@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from support.canaries import Hit, encodings, find_canaries
+from support.disk_keys import sealed_slots
 from support.peer_nodes import eventually
-from walytis_vault import Client, ForgottenError, Node, VaultError, node
+from support.planned_process import Planned
+from walytis_vault import Client, ForgottenError, Node, VaultError
 from walytis_vault.node import create_vault
 
 POINTS = [
@@ -33,35 +35,46 @@ POINTS = [
 ]
 
 
+LARGE_BYTES = 40 << 20
+"""So much more than a client asks for ahead that a download is under way when it is forgotten."""
+
+
 class Scene:
     """A machine in small: the vault's home, the temporary folder and the working directory of all its processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, outside: Path, planned: Planned, keys: dict[str, bytes]) -> None:
         self.folder = folder
         self.home = folder / "home"
+        self.planned = planned
+        self.keys = keys
         self.canaries: dict[str, bytes] = {}
         self.at_rest: dict[str, bytes] = {}
+        self._outside = outside
 
-    def plant(self, client: Client) -> list[str]:
+    def plant(self, client: Client, *, large: int = 1_280_000, passphrase: str | None = None) -> list[str]:
         """Publish what must vanish: a small content, its revision, and a large one. Returns originals."""
         texts = {n: secrets.token_hex(16) for n in ("name", "label", "note", "revision's name", "large one's name")}
         data = {n: secrets.token_bytes(32) for n in ("content", "revision", "large")}
-        self.canaries = {**{n: t.encode() for n, t in texts.items()}, **data}
+        self.canaries = {**{n: t.encode() for n, t in texts.items()}, **data, **self.keys}
         small = client.publish(
             data["content"] * 30, name=texts["name"], labels=(texts["label"],), note=texts["note"]
         ).content_id
         client.publish(data["revision"] * 40, name=texts["revision's name"], revises=small)
-        large = self.folder / "source"
-        large.write_bytes(data["large"] * 40_000)
-        whole = client.publish(large, name=texts["large one's name"], request_id=secrets.token_bytes(16)).content_id
-        large.unlink()
+        source = self.folder / "source"
+        source.write_bytes(data["large"] * (large // 32))
+        whole = client.publish(source, name=texts["large one's name"], request_id=secrets.token_bytes(16)).content_id
+        source.unlink()
         assert client.query("catalogue", text=texts["label"])
         (pack,) = (self.home / "store" / "packs").iterdir()
+        with (self.home / "store" / "blobs" / f"{whole}.blob").open("rb") as blob:
+            start = blob.read(5032)
         self.at_rest = {
             "small ciphertext": pack.read_bytes()[60:92],
             "revision's ciphertext": pack.read_bytes()[-48:-16],
-            "large ciphertext": (self.home / "store" / "blobs" / f"{whole}.blob").read_bytes()[5000:5032],
+            "large ciphertext": start[5000:],
         }
+        slots = sealed_slots(self.home, self._outside / "copy", passphrase)
+        self.at_rest |= {f"sealed {name}": slots[key] for name, key in self.keys.items()}
         return [small, whole]
 
     def scan(self) -> list[Hit]:
@@ -69,7 +82,7 @@ class Scene:
         return find_canaries(self.folder, self.canaries | self.at_rest)
 
     def positive_control(self) -> None:
-        """The scan sees what is there: ciphertext in the home, and plaintext wherever somebody would leave it."""
+        """The scan sees what is there: ciphertext and sealed keys, and plaintext wherever somebody would leave it."""
         assert {hit.canary for hit in self.scan()} == set(self.at_rest)
         planted = [self.folder / place / "planted" for place in ("home", "tmp", "cwd")]
         name = {"name": self.canaries["name"]}
@@ -81,22 +94,28 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+def scene(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Scene:
     """Node, client and test share one temporary folder and one working directory, both inside what is scanned."""
     for name in ("tmp", "cwd"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    monkeypatch.setattr(node, "CHILD_MODULE", "support.faulty_process")
-    return Scene(tmp_path)
+    outside = tmp_path_factory.mktemp("outside")
+    keys = {name: secrets.token_bytes(32) for name in ("key", "revision's key", "large one's key")}
+    return Scene(tmp_path, outside, Planned(monkeypatch, outside, *keys.values()), keys)
+
+
+def packs(scene: Scene) -> set[str]:
+    """The names of the pack files."""
+    return {path.name for path in (scene.home / "store" / "packs").iterdir()}
 
 
 def test_forgotten_with_everything_that_was_under_way(scene: Scene) -> None:
-    """A sealed vault shows nothing before; after a forget with a download under way, a restart, nothing is left."""
+    """Sealed, nothing shows before; after a forget with a download under way, a restart and a compaction, no trace."""
     with Node.create(scene.home, passphrase="p") as running, Client(scene.home) as client:
-        originals = scene.plant(client)
+        originals = scene.plant(client, large=LARGE_BYTES, passphrase="p")
         scene.positive_control()
+        stays, goes = client.publish(b"stays" * 100).content_id, client.publish(b"goes later").content_id
         watching = client.subscribe("catalogue")
         assert watching.next(20) is not None
         forgotten = threading.Event()
@@ -107,11 +126,8 @@ def test_forgotten_with_everything_that_was_under_way(scene: Scene) -> None:
                 with Client(scene.home) as other:
                     assert other.forget(*originals, reason=scene.canaries["note"].decode()).state == "carried"
 
-        target = scene.folder / "cwd" / "download"
-        with contextlib.suppress(ForgottenError):
-            # What had come may be the whole of it; then it is the reader's own copy.
-            client.request(originals[1], to=target, progress=forget_meanwhile)
-            target.unlink()
+        with pytest.raises(ForgottenError):
+            client.request(originals[1], to=scene.folder / "cwd" / "download", progress=forget_meanwhile)
         assert forgotten.is_set()
         assert list((scene.folder / "cwd").iterdir()) == []
         assert scene.scan() == []
@@ -121,6 +137,11 @@ def test_forgotten_with_everything_that_was_under_way(scene: Scene) -> None:
     assert scene.scan() == []
     with Node.open(scene.home, passphrase="p"), Client(scene.home) as client:
         assert client.audit(read_data=True)["ok"]
+        assert scene.scan() == []
+        before = packs(scene)
+        assert client.forget(goes).state == "carried"
+        assert not before & packs(scene), "most of the pack was waste, so that what stays moved to another one"
+        assert client.request(stays) == b"stays" * 100
         assert scene.scan() == []
     assert scene.scan() == []
 
@@ -148,11 +169,13 @@ def test_expired_contents_leave_nothing(scene: Scene) -> None:
     """At its time a content goes with no ballot, and nothing of it stays on the disk."""
     with Node.create(scene.home) as _, Client(scene.home) as client:
         secret, name = secrets.token_bytes(32), secrets.token_hex(16)
-        scene.canaries = {"content": secret, "name": name.encode()}
-        expired = client.publish(secret * 30, name=name, expires=dt.timedelta(seconds=3))
+        expired = client.publish(secret * 30, name=name, expires=dt.timedelta(hours=1))
         (pack,) = (scene.home / "store" / "packs").iterdir()
+        scene.canaries = {"content": secret, "name": name.encode(), "key": scene.keys["key"]}
         scene.at_rest = {"ciphertext": pack.read_bytes()[60:92]}
         scene.positive_control()
+        scene.planned.set_ahead(dt.timedelta(hours=2))
+        client.publish(b"whatever is new makes the node look at the clock")
         for change in client.subscribe("events", after=expired.position):
             if change.type == "content-erased/1" and expired.content_id in change.ids:
                 break

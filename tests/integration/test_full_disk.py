@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,24 @@ PROMISES = [
 ]
 
 
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+"""A user namespace of its own lets anybody mount; the mount goes with the process."""
+NEEDED = (
+    "this test mounts a small disk, for which the machine must let its users make namespaces: it needs util-linux's"
+    " `unshare`, and a kernel that allows it (sysctl user.max_user_namespaces > 0, and on some systems"
+    " kernel.apparmor_restrict_unprivileged_userns=0)"
+)
+
+
 @pytest.mark.long
 def test_a_vault_on_a_full_disk(tmp_path: Path) -> None:
     """Publishing is refused with our error, reading and forgetting work, the node starts, and room comes back."""
+    assert shutil.which("unshare"), NEEDED
+    probe = [*NAMESPACE, "mount", "-t", "tmpfs", "none", str(tmp_path)]
+    allowed = subprocess.run(probe, capture_output=True, text=True, timeout=30, check=False)
+    assert allowed.returncode == 0, f"{NEEDED}: {allowed.stderr}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TMPDIR": str(tmp_path)}
-    # A user namespace of its own lets anybody mount; the mount goes with the process.
-    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, str(SCRIPT), str(tmp_path), "40"]
+    command = [*NAMESPACE, sys.executable, str(SCRIPT), str(tmp_path), "40"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     said = [line.split(":")[0] for line in done.stdout.splitlines()]

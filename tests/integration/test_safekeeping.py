@@ -12,6 +12,7 @@ import pytest
 
 from support.canaries import find_canaries
 from support.command_line import as_json, publish, refused, run
+from support.planned_process import Planned
 from walytis_vault import (
     Client,
     ConflictError,
@@ -93,16 +94,21 @@ def test_a_locked_node_tells_nothing(vault: Node, client: Client, tmp_path: Path
     assert client.request(streamed) == large.read_bytes()
 
 
-def test_a_locked_node_forgets_what_expires(client: Client) -> None:
+def test_a_locked_node_forgets_what_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Expiry needs no key: a content goes at its time although the vault is locked."""
-    content_id = client.publish(b"short-lived", expires=dt.timedelta(seconds=1)).content_id
-    client.lock()
-    for change in client.subscribe("events"):
-        if change.type == "content-erased/1" and content_id in change.ids:
-            break
-    client.unlock(FIRST)
-    with pytest.raises(ForgottenError):
-        client.request(content_id)
+    planned = Planned(monkeypatch, tmp_path)
+    with Node.create(tmp_path / "home", passphrase=FIRST) as _, Client(tmp_path / "home") as client:
+        content_id = client.publish(b"short-lived", expires=dt.timedelta(hours=1)).content_id
+        other = client.publish(b"hidden while locked").content_id
+        client.lock()
+        planned.set_ahead(dt.timedelta(hours=2))
+        client.retract(other)  # whatever is new makes the node look at the clock
+        for change in client.subscribe("events"):
+            if change.type == "content-erased/1" and content_id in change.ids:
+                break
+        client.unlock(FIRST)
+        with pytest.raises(ForgottenError):
+            client.request(content_id)
 
 
 def test_the_passphrase_changes_while_the_node_runs(vault: Node, client: Client) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from support.canaries import find_canaries
+from support.planned_process import Planned
 from walytis_vault import (
     AsyncClient,
     Client,
@@ -166,16 +167,24 @@ def test_a_retracted_content_is_hidden_and_can_be_restored(client: Client) -> No
     assert client.request(published.content_id) == b"oops"
 
 
-def test_a_content_expires_at_its_time(client: Client) -> None:
+def test_a_content_expires_at_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node erases it by itself and publishes the receipt; requesting it says that it is gone."""
-    published = client.publish(b"short-lived", expires=dt.timedelta(seconds=1.5))
-    assert client.request(published.content_id) == b"short-lived"
-    for change in client.subscribe("events", after=published.position):
-        if change.type == "content-erased/1" and published.content_id in change.ids:
-            break
-    with pytest.raises(ForgottenError):
-        client.request(published.content_id)
-    assert client.query("ballots", content_id=published.content_id) == []
+    planned = Planned(monkeypatch, tmp_path)
+    with Node.create(tmp_path / "home") as _, Client(tmp_path / "home") as client:
+        published = client.publish(b"short-lived", expires=dt.timedelta(hours=1))
+        later = client.publish(b"lives longer", expires=dt.timedelta(hours=3)).content_id
+        assert client.request(published.content_id) == b"short-lived"
+        planned.set_ahead(dt.timedelta(hours=2))
+        with pytest.raises(ForgottenError, match="expired"):
+            client.request(published.content_id)
+        client.publish(b"whatever is new makes the node look at the clock")
+        for change in client.subscribe("events", after=published.position):
+            if change.type == "content-erased/1" and published.content_id in change.ids:
+                break
+        with pytest.raises(ForgottenError):
+            client.request(published.content_id)
+        assert client.query("ballots", content_id=published.content_id) == []
+        assert client.request(later) == b"lives longer"
 
 
 def test_files_and_streams_go_in_and_out(client: Client, tmp_path: Path) -> None:

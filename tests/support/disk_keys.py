@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from walytis_vault.adapters.storage.secrets_file import SecretsFile
-from walytis_vault.adapters.storage.slots import SlotFile
+from walytis_vault.adapters.storage.slots import HEADER_BYTES, SLOT_BYTES, SlotFile
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
 from walytis_vault.adapters.system import OsFileSystem
 from walytis_vault.home import Home
@@ -40,6 +40,30 @@ def keys_on_disk(home: Path, scratch: Path) -> set[bytes]:
             if path.is_file():
                 found.update(_windows(path.read_bytes()))
     found.update(_windows((scratch / "ipfs" / "config").read_bytes()))
+    return found
+
+
+def sealed_slots(home: Path, scratch: Path, passphrase: str | None = None) -> dict[bytes, bytes]:
+    """Content key -> the bytes of the slot that it is sealed in. The node may run.
+
+    Args:
+        scratch: a folder for copies, outside of what is scanned; it must not exist.
+    """
+    shutil.copytree(home / "keys", scratch / "keys")
+    copied = Home(scratch, OsFileSystem())
+    copied.store.mkdir()
+    for path in (home / "vault.json", home / "store" / "keys.slots"):
+        shutil.copy(path, scratch / path.relative_to(home))
+    keys = VaultKeys.open(copied.keys, OsFileSystem(), passphrase)
+    slots = SlotFile(copied.store / "keys.slots", OsFileSystem(), keys, copied.config().vault_id)
+    raw = slots.whole()
+    found = {}
+    for number in range(slots.capacity):
+        held = slots.read(number)
+        if held is not None:
+            start = HEADER_BYTES + number * SLOT_BYTES
+            found[bytes(held[1])] = raw[start : start + SLOT_BYTES]
+    slots.close()
     return found
 
 
