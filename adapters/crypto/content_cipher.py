@@ -49,6 +49,15 @@ def ciphertext_length(padded: int) -> int:
     return HEADER_BYTES + padded + CHUNK_TAG_BYTES * (padded // CHUNK_BYTES + 1)
 
 
+def key_fits(key: bytes, context: bytes, header: bytes) -> bool:
+    """Whether a content key, in this context, is the one that a header commits to."""
+    try:
+        ContentDecryptor(key, context).update(header)
+    except DamagedContentError:
+        return False
+    return True
+
+
 class ContentEncryptor:
     """Streaming encryption of one content. Owned by one thread."""
 

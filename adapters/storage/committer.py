@@ -201,18 +201,20 @@ class GroupCommitter:
                 state.blobs.sync_folder()
             fault("publish.after_sync")
             rows = [_merged(a, row, slots.get(a.content_id), ranges.get(a.content_id)) for a, row in accepted]
-            received = [(a.content_id,) for a, _ in accepted if a.key is None and a.ciphertext_length is not None]
+            # Of contents that are published here, both come at once, and for the first time.
+            received = [a.content_id for a, _ in accepted if a.key is None]
+            sent = [a.content_id for a, _ in accepted if a.ciphertext_length is None]
             with state.index.database.transaction() as connection:
                 state.index.put_in(connection, rows)
-                if received:
-                    connection.executemany("DELETE FROM partials WHERE content_id = ?", received)
-                    connection.executemany("DELETE FROM dropped WHERE content_id = ?", received)
+                if received or sent:
+                    state.index.back_in(connection, keys=sent, bodies=received)
         except BaseException as e:
             state.note(e)
             if syncing is not None:
                 state.note(syncing.exception() or e)
             self._take_back(list(slots.values()), list(ranges.values()))
             raise
+        state.index.keyless.difference_update(sent)
         state.index.presence.note([a.content_id for a, _ in accepted])
         state.packs.now_live(ranges.values())
         for arrival, _ in accepted:

@@ -15,6 +15,7 @@ from walytis_vault.adapters.crypto.ciphertext_root import leaf_hash
 from walytis_vault.adapters.crypto.content_cipher import ciphertext_length
 from walytis_vault.adapters.storage.ballast import Ballast
 from walytis_vault.adapters.storage.blobs import BlobFiles
+from walytis_vault.adapters.storage.checking import Checks
 from walytis_vault.adapters.storage.ciphertext_writer import CiphertextWriter
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.compaction import compact
@@ -36,11 +37,8 @@ from walytis_vault.adapters.storage.usage import Usage
 from walytis_vault.adapters.storage.vault_keys import VaultKeys
 from walytis_vault.domain.errors import (
     ConflictError,
-    DamagedContentError,
-    ForgottenError,
     LockedError,
     MisuseError,
-    NotYetAvailableError,
     StorageError,
     VaultError,
 )
@@ -55,7 +53,7 @@ BLOB_FOLDER: Final = "blobs"
 PACK_FOLDER: Final = "packs"
 
 
-class DiskContentStore(SealedTexts, Pictures):
+class DiskContentStore(SealedTexts, Pictures, Checks):
     """Implements `domain.ports.ContentStore` and `adapters.storage.replica.ReplicaStore`.
 
     Beyond the port: `seal_descriptor`, `open_descriptor`, `seal_reason`, `open_reason`; for peers
@@ -195,28 +193,11 @@ class DiskContentStore(SealedTexts, Pictures):
         ((row, gone),) = self._state.index.look_up([content_id])
         if row is None or row.slot is None or gone or (with_bytes and row.place == NOWHERE):
             return None
+        if content_id in self._state.index.keyless:
+            return None
         found = self._state.slots.read(row.slot)
         # A slot that holds another content's key was forgotten and taken again between the two look-ups.
         return found[1] if found is not None and found[0] == content_id else None
-
-    def has_bytes(self, content_id: ContentId) -> bool:
-        """Whether the whole ciphertext is here (by the index; `verify` reads it)."""
-        return self._state.index.has_bytes(content_id)
-
-    def verify(self, content_id: ContentId, root: Root) -> bool:
-        """Read all ciphertext and compare with the root. False when missing, damaged or forgotten."""
-        try:
-            source = SegmentSource(self._state, content_id, root)
-        except (DamagedContentError, NotYetAvailableError, ForgottenError):
-            return False
-        try:
-            for number in range(source.count):
-                source.segment(number)
-        except (DamagedContentError, ForgottenError):
-            return False
-        finally:
-            source.close()
-        return True
 
     def erase(self, content_ids: tuple[ContentId, ...]) -> None:
         """Destroy keys and bytes for ever, durably. Repeatable after a crash; works on a full disk.

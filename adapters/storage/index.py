@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS partials (
     content_id BLOB PRIMARY KEY, root BLOB NOT NULL, ciphertext_length INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dropped (content_id BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lost (content_id BLOB, part TEXT, PRIMARY KEY (content_id, part)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgetting (content_id BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgotten (content_id BLOB PRIMARY KEY) WITHOUT ROWID;
 """
@@ -49,6 +50,16 @@ _HAS_BYTES: Final = (
     " AND NOT EXISTS (SELECT 1 FROM forgetting WHERE content_id = ?)"
     " AND NOT EXISTS (SELECT 1 FROM forgotten WHERE content_id = ?)"
 )
+_IS_AVAILABLE: Final = (
+    f"{_HAS_BYTES} AND slot IS NOT NULL"
+    " AND NOT EXISTS (SELECT 1 FROM lost WHERE lost.content_id = contents.content_id AND part = 'key')"
+)
+_BYTES_ARE_BACK: Final = (
+    "DELETE FROM partials WHERE content_id = ?",
+    "DELETE FROM dropped WHERE content_id = ?",
+    "DELETE FROM lost WHERE content_id = ? AND part = 'bytes'",
+)
+_KEY_IS_BACK: Final = "DELETE FROM lost WHERE content_id = ? AND part = 'key'"
 _COLUMNS: Final = "content_id, slot, place, pack, offset, ciphertext_length, root"
 
 
@@ -70,6 +81,8 @@ class StoreIndex:
         """Open or create it. Raises StorageError; ConflictError when it belongs to another vault."""
         self.database = Database(path)
         self.presence = Presence(self.database)
+        self.keyless: set[ContentId] = set()
+        """Contents whose slot holds no key, or a wrong one, as far as somebody looked. The store's lock guards it."""
         with self.database.transaction() as connection:
             connection.execute(_SCHEMA)
             known = dict(connection.execute("SELECT name, value FROM meta"))
@@ -80,6 +93,8 @@ class StoreIndex:
                 raise StorageError(f"the content index has version {known.get('version')}: use another walytis-vault")
             elif known.get("vault_id") != vault_id:
                 raise ConflictError("this content store belongs to another vault: check the home folder")
+            found = connection.execute("SELECT content_id FROM lost WHERE part = 'key'")
+            self.keyless.update(ContentId(i) for (i,) in found)
 
     def get(self, content_id: ContentId) -> Row | None:
         """The row of one content."""
@@ -150,13 +165,19 @@ class StoreIndex:
         with self.database.read() as connection:
             return {bytes(i).hex(): int(n) for i, n in connection.execute(sql, (IN_BLOB,))}
 
-    def lose_bytes(self, content_ids: Iterable[ContentId]) -> None:
-        """Record that the ciphertext of these is not here; their keys stay."""
+    def lose_bytes(self, content_ids: Iterable[ContentId], *, noted: bool = False) -> None:
+        """Record that the ciphertext of these is not here; their keys stay.
+
+        Args:
+            noted: it was here, and is lost: the owner is to hear of it.
+        """
         sql = "UPDATE contents SET place = 0, pack = NULL, offset = NULL WHERE content_id = ?"
-        lost = list(content_ids)
+        ids = [(i,) for i in content_ids]
         with self.database.transaction() as connection:
-            connection.executemany(sql, [(i,) for i in lost])
-        self.presence.note(lost)
+            connection.executemany(sql, ids)
+            if noted:
+                connection.executemany("INSERT OR IGNORE INTO lost VALUES (?, 'bytes')", ids)
+        self.presence.note([i for (i,) in ids])
 
     def begin_drop(self, content_id: ContentId) -> None:
         """From this commit on the bytes count as not here, and nobody fetches them unasked."""
@@ -164,6 +185,7 @@ class StoreIndex:
             connection.execute("UPDATE contents SET place = 0 WHERE content_id = ?", (content_id,))
             connection.execute("DELETE FROM partials WHERE content_id = ?", (content_id,))
             connection.execute("INSERT OR IGNORE INTO dropped VALUES (?)", (content_id,))
+            connection.execute("DELETE FROM lost WHERE content_id = ? AND part = 'bytes'", (content_id,))
         self.presence.note([content_id])
 
     def half_dropped(self) -> list[Row]:
@@ -190,7 +212,38 @@ class StoreIndex:
     def lose_slots(self, capacity: int) -> None:
         """Record that keys in slots from `capacity` on are not here (the slot file was cut)."""
         with self.database.transaction() as connection:
-            connection.execute("UPDATE contents SET slot = NULL WHERE slot >= ?", (capacity,))
+            rows: list[Any] = connection.execute(
+                "SELECT content_id FROM contents WHERE slot >= ?", (capacity,)
+            ).fetchall()
+            connection.executemany("INSERT OR IGNORE INTO lost VALUES (?, 'key')", rows)
+            connection.executemany("UPDATE contents SET slot = NULL WHERE content_id = ?", rows)
+        self.keyless.update(ContentId(i) for (i,) in rows)
+        self.presence.note(i for (i,) in rows)
+
+    def note_key(self, content_id: ContentId, *, lost: bool) -> None:
+        """Note that a content's key is lost, or not lost after all."""
+        change = "INSERT OR IGNORE INTO lost VALUES (?, 'key')" if lost else _KEY_IS_BACK
+        with self.database.transaction() as connection:
+            connection.execute(change, (content_id,))
+        (self.keyless.add if lost else self.keyless.discard)(content_id)
+        self.presence.note([content_id])
+
+    def back_in(self, connection: apsw.Connection, *, keys: Sequence[ContentId], bodies: Sequence[ContentId]) -> None:
+        """Keys and ciphertexts came back, or came at last, inside a transaction of the caller."""
+        connection.executemany(_KEY_IS_BACK, [(i,) for i in keys])
+        for sql in _BYTES_ARE_BACK:
+            connection.executemany(sql, [(i,) for i in bodies])
+
+    def lost_bytes(self, content_id: ContentId) -> bool:
+        """Whether the ciphertext was lost and has not come back."""
+        sql = "SELECT 1 FROM lost WHERE content_id = ? AND part = 'bytes'"
+        with self.database.read() as connection:
+            return connection.execute(sql, (content_id,)).fetchone() is not None
+
+    def lost(self) -> int:
+        """Contents whose bytes or keys were lost and have not come back (a count)."""
+        with self.database.read() as connection:
+            return int(_one(connection, "SELECT count(DISTINCT content_id) FROM lost")[0])
 
     def partial(self, content_id: ContentId) -> tuple[Root, int] | None:
         """Root and length of a ciphertext that is still coming."""
@@ -219,6 +272,12 @@ class StoreIndex:
         """Whether a whole ciphertext is here and not being forgotten. Asked for every row of a list: one statement."""
         with self.database.read() as connection:
             return connection.execute(_HAS_BYTES, (content_id, NOWHERE, content_id, content_id)).fetchone() is not None
+
+    def is_available(self, content_id: ContentId) -> bool:
+        """As `has_bytes`, and whether its key is here, as far as is known."""
+        with self.database.read() as connection:
+            found = connection.execute(_IS_AVAILABLE, (content_id, NOWHERE, content_id, content_id))
+            return found.fetchone() is not None
 
     def is_forgotten(self, content_id: ContentId) -> bool:
         """Whether the tombstone stands."""
@@ -256,6 +315,8 @@ class StoreIndex:
             connection.executemany("DELETE FROM contents WHERE content_id = ?", ids)
             connection.executemany("DELETE FROM partials WHERE content_id = ?", ids)
             connection.executemany("DELETE FROM dropped WHERE content_id = ?", ids)
+            connection.executemany("DELETE FROM lost WHERE content_id = ?", ids)
+        self.keyless.difference_update(i for (i,) in ids)
 
     def bury(self, content_ids: Iterable[ContentId]) -> None:
         """Step 5 of forgetting: the tombstone."""

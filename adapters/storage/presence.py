@@ -55,7 +55,10 @@ class Presence:
             for start in range(0, len(content_ids), AT_ONCE):
                 some = content_ids[start : start + AT_ONCE]
                 marks = ",".join("?" * len(some))
-                here = f"SELECT content_id FROM contents WHERE place <> 0 AND content_id IN ({marks})"
+                here = (
+                    f"SELECT content_id FROM contents WHERE place <> 0 AND slot IS NOT NULL AND content_id IN ({marks})"
+                    " AND NOT EXISTS (SELECT 1 FROM lost l WHERE l.content_id = contents.content_id AND l.part = 'key')"
+                )
                 going = f"SELECT content_id FROM forgetting WHERE content_id IN ({marks})"
                 gone = f"SELECT content_id FROM forgotten WHERE content_id IN ({marks})"
                 for sql, kept in ((here, HERE), (going, AWAY), (gone, ERASED)):

@@ -30,7 +30,7 @@ def recover(state: StoreState, ballast: Ballast) -> None:
     missing = state.blobs.sweep(index.in_blobs(), parts)
     lost += [ContentId(bytes.fromhex(text)) for text in sorted(missing)]
     if lost:
-        index.lose_bytes(lost)
+        index.lose_bytes(lost, noted=True)
     if damaged:
         state.packs.use(index.pack_ends())
     fault("recover.after_sweep")

@@ -27,7 +27,14 @@ from walytis_vault.ledger_account import Account, read_account
 from walytis_vault.projections.audit import AuditRow, Verdict
 from walytis_vault.projections.paging import iso
 
+LISTED_BYTES: Final = 1 << 20
+"""Damage is listed as far as so much JSON holds it, what was not repaired first; the pages of the account have all."""
+LISTED_ODD: Final = 1000
+
+NOT_ERASED: Final = "its forgetting carried, but this node has not erased it yet"
 BYTES_DIFFER: Final = "stored bytes do not match the root on the chain"
+BYTES_LOST: Final = "its bytes were here, and are gone from this disk"
+KEY_LOST: Final = "its key is lost: what is stored does not open, or is not the one that the chain commits to"
 Repair = Callable[[ContentId, Root], str | None]
 """Repairs one content; why it could not be, None when it is whole again."""
 CertificateCheck = Callable[[str, bytes, bytes], bool | None]
@@ -39,6 +46,7 @@ def audit_vault(
     store: DiskContentStore,
     pages: AuditPages,
     *,
+    device: str,
     read_data: bool,
     check_certificate: CertificateCheck | None = None,
     repair: Repair | None = None,
@@ -48,8 +56,10 @@ def audit_vault(
 
     Args:
         pages: keeps the rest of the account.
-        read_data: also read every stored byte and compare it with the content's root.
-        repair: with `read_data`, tried on each content whose bytes are damaged.
+        device: this node's; what it published should be here.
+        read_data: also read every stored byte and key, compare them with what the chain says, and look for what was
+            published or kept here and is lost. Keys are not looked at while the vault is locked.
+        repair: with `read_data`, tried on each content whose bytes or key are damaged or lost.
         check_certificate: checks what DIDs said about the keys of their devices.
         progress: told how many blocks were judged so far.
     """
@@ -57,7 +67,7 @@ def audit_vault(
         report = audit_log(log, again, progress)
         account = read_account(again)
         certificates, bad_certificates = _certificates(again, check_certificate)
-    contents, damaged = _contents(account, store, read_data=read_data, repair=repair)
+    contents, damaged = _contents(account, store, device=device, read_data=read_data, repair=repair)
     findings = [*(msgspec.to_builtins(f) for f in report.findings), *bad_certificates]
     ballots = account.ballots
     return {
@@ -76,12 +86,15 @@ def audit_vault(
         "contents_total": len(contents),
         "stored_here": sum(1 for row in contents if row["stored_here"]),
         "erased_here": sum(1 for row in contents if row["erased_here"]),
-        "damaged": damaged[:1000],
+        "damaged": _listed(damaged),
+        "damaged_total": len(damaged),
         "data_read": read_data,
+        "keys_read": read_data and not store.locked,
         "ballots_total": len(ballots),
         "ballots_open": sum(1 for row in ballots if row["state"] == "open"),
         "receipts_missing": sum(1 for row in ballots if row["receipts_missing"]),
-        "odd": account.odd[:1000],
+        "odd": account.odd[:LISTED_ODD],
+        "odd_total": len(account.odd),
     }
 
 
@@ -109,7 +122,7 @@ def _certificates(again: SecondLog, check: CertificateCheck | None) -> tuple[dic
 
 
 def _contents(
-    account: Account, store: DiskContentStore, *, read_data: bool, repair: Repair | None
+    account: Account, store: DiskContentStore, *, device: str, read_data: bool, repair: Repair | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     damaged: list[dict[str, Any]] = []
@@ -118,28 +131,49 @@ def _contents(
         row["erased_here"] = store.erased(content_id)
         row["stored_here"] = store.has_bytes(content_id)
         root = Root(bytes.fromhex(row["root"]))
-        problem = _problem(row, store, content_id, root, read_data=read_data)
+        problem = _not_erased(row)
+        if problem is None and read_data and not row["erased_here"]:
+            problem = _problem(row, store, content_id, root, account.headers[content_id], device=device)
         if problem is not None:
             row["problem"] = problem
             entry: dict[str, Any] = {"content_id": content_id.hex(), "problem": problem}
-            if problem == BYTES_DIFFER:
+            if problem != NOT_ERASED:
                 why = repair(content_id, root) if repair is not None else "this node has no peers"
                 entry |= {"repaired": why is None} | ({} if why is None else {"not_repaired": why})
+                row["stored_here"] = store.has_bytes(content_id)
             damaged.append(entry)
         rows.append(row)
     return rows, damaged
 
 
+def _not_erased(row: dict[str, Any]) -> str | None:
+    carried = row["forgetting"] == "carried"
+    return NOT_ERASED if carried and (row["stored_here"] or not row["erased_here"]) else None
+
+
 def _problem(
-    row: dict[str, Any], store: DiskContentStore, content_id: ContentId, root: Root, *, read_data: bool
+    row: dict[str, Any], store: DiskContentStore, content_id: ContentId, root: Root, header: bytes, *, device: str
 ) -> str | None:
-    if row["forgetting"] == "carried":
-        if row["stored_here"] or not row["erased_here"]:
-            return "its forgetting carried, but this node has not erased it yet"
-        return None
-    if read_data and row["stored_here"] and not store.verify(content_id, root):
+    """What is wrong with what is here, or not here that should be."""
+    if row["stored_here"] and not store.verify(content_id, root):
         return BYTES_DIFFER
-    return None
+    if not store.locked:
+        key = store.check_key(content_id, author=row["author"], header=header)
+        if key == "wrong" or (key == "none" and row["stored_here"]):
+            return KEY_LOST
+    expected = row["device"] == device or store.lost_bytes(content_id)
+    return BYTES_LOST if expected and not row["stored_here"] and not store.dropped(content_id) else None
+
+
+def _listed(damaged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = []
+    room = LISTED_BYTES
+    for entry in sorted(damaged, key=lambda entry: entry.get("repaired", False)):
+        room -= len(msgspec.json.encode(entry))
+        if room < 0:
+            break
+        listed.append(entry)
+    return listed
 
 
 def problems(report: dict[str, Any]) -> Iterator[str]:

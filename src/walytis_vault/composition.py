@@ -149,7 +149,7 @@ def _open(
         unseal_reason=lambda content_id, sealed: (
             None if store.locked else store.open_reason(ContentId(content_id), sealed)
         ),
-        has_bytes=lambda content_id: store.has_bytes(ContentId(content_id)),
+        has_bytes=lambda content_id: store.is_available(ContentId(content_id)),
         erased=lambda content_id: store.erased(ContentId(content_id)),
         # Nobody queries before the bus is open, and it is opened after the hub.
         held_by=lambda contents: hub.who_holds(contents),  # noqa: PLW0108

@@ -85,6 +85,12 @@ class Health:
         """
         free = self.disk()["free"] or 0
         low = [f"only {free >> 20} MiB are free on the disk"] if free < LOW_SPACE else []
+        lost = self._store.lost()
+        if lost:
+            low.append(
+                f"the disk lost bytes or keys of {'one content' if lost == 1 else f'{lost} contents'}:"
+                " `audit --read-data` names them, and fetches them from other members' nodes"
+            )
         parts = [f"{part}: {error}" for part, error in self.errors().items()]
         return [*low, *parts, *(f"view {name}: {error}" for name, error in views.items())]
 

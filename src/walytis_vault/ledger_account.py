@@ -13,7 +13,7 @@ import msgspec
 from walytis_vault.adapters.walytis.second_log import SecondLog
 from walytis_vault.domain import events as ev
 from walytis_vault.domain.contents import Contents
-from walytis_vault.domain.forgetting import Ballot
+from walytis_vault.domain.forgetting import Ballot, Order
 from walytis_vault.domain.membership import Membership
 from walytis_vault.projections.paging import iso
 
@@ -24,6 +24,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     contents: list[dict[str, Any]]
     ballots: list[dict[str, Any]]
     members: list[dict[str, Any]]
+    headers: dict[bytes, bytes]
+    """Content id -> the header of its ciphertext, which commits to its key."""
     odd: list[str]
     """What members recorded that does not count, or that honest software would not write."""
 
@@ -34,6 +36,7 @@ def read_account(again: SecondLog) -> Account:
     expired: dict[bytes, set[str]] = {}
     claims: list[tuple[bytes, str]] = []
     proposals: list[tuple[bytes, str]] = []
+    claimed: dict[tuple[bytes, Order], bytes] = {}
     for recorded in again.events(types=ev.PRODUCT_EVENTS.topics - {ev.KeyAnnounced.TOPIC}):
         state.apply(recorded)
         event, origin = recorded.event, recorded.origin
@@ -43,6 +46,8 @@ def read_account(again: SecondLog) -> Account:
                     expired.setdefault(content, set()).add(origin.device)
             else:
                 claims.append((event.ballot_id, origin.device))
+        elif isinstance(event, ev.ContentPublished):
+            claimed[event.content_id, origin.order] = event.header
         elif isinstance(event, ev.ForgettingProposed):
             proposals.append((event.ballot_id, origin.author))
     membership = again.membership()
@@ -53,6 +58,7 @@ def read_account(again: SecondLog) -> Account:
         contents=_contents(state, ballots, expired, devices),
         ballots=rows,
         members=_members(membership),
+        headers={i: claimed[i, publication.order] for i, publication in state.publications.items()},
         odd=list(_odd(state, ballots, claims, proposals)),
     )
 

@@ -1,4 +1,4 @@
-"""Repairs a damaged content from the other members' nodes: what still verifies stays, the rest is fetched.
+"""Repairs a content whose bytes or key are damaged or lost, from the other members' nodes: what verifies stays.
 
 Nothing is touched unless a connected node says that it holds the content whole. Used by the audit.
 """
@@ -40,8 +40,11 @@ class Repairer:
         try:
             if content_id not in self._held_elsewhere([content_id]):
                 return "no other member's node that is connected now holds it"
-            self._store.mend(content_id, root)
+            if self._store.has_bytes(content_id) and not self._store.verify(content_id, root):
+                self._store.mend(content_id, root)
             self._bring(content_id, timeout=REPAIR_S)
         except VaultError as e:
             return str(e)
-        return None if self._store.verify(content_id, root) else "what came from the other nodes is damaged too"
+        if self._store.verify(content_id, root) and self._store.is_available(content_id):
+            return None
+        return "what came from the other nodes is damaged too"

@@ -260,6 +260,7 @@ class NodeService(Commands):
             self._vault_log,
             self._store,
             self._audit_pages,
+            device=self._config.device,
             read_data=read_data,
             check_certificate=check_certificate,
             repair=self._repair,

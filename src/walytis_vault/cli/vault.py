@@ -257,6 +257,8 @@ def audit(ctx: click.Context, session: Session, read_data: bool, timeout: float)
 def _show_report(report: Mapping[str, Any]) -> None:
     kinds = report["certificates"]
     read = "read and checked" if report["data_read"] else "not read (--read-data does)"
+    if report["data_read"] and not report["keys_read"]:
+        read += ", but not the keys: the vault is locked"
     forgotten = [c for c in report["contents"] if "erased_by" in c]
     fields(
         [
@@ -300,6 +302,10 @@ def _show_report(report: Mapping[str, Any]) -> None:
         else:
             why = f"; not repaired: {content['not_repaired']}" if "not_repaired" in content else ""
             click.echo(printable(f"PROBLEM {what}{why}"))
+    if report["damaged_total"] > len(report["damaged"]):
+        click.echo(f"… and {report['damaged_total'] - len(report['damaged'])} more damaged contents")
+    if report["odd_total"] > len(report["odd"]):
+        click.echo(f"… and {report['odd_total'] - len(report['odd'])} more odd records")
     click.secho("sound" if report["ok"] else "NOT SOUND", fg="green" if report["ok"] else "red", bold=True)
 
 

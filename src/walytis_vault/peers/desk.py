@@ -215,7 +215,7 @@ class PeerDesk:
         asked = [b.proposal.electorate for b in reading.state.ballots.all() if b.state in ("open", "carried")]
         if verdict.retracted or any(device.member not in electorate for electorate in asked):
             return "unknown"
-        return "here" if self._store.has_bytes(content_id) else "unknown"
+        return "here" if self._store.is_available(content_id) else "unknown"
 
 
 def _no_offer(_key: bytes, _content_id: ContentId) -> tuple[bytes, bytes]:

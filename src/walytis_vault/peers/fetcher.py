@@ -257,7 +257,7 @@ class Fetcher:
                 content_id = ContentId(event.content_id)
                 if not self._rule.wants(event.padded_length):
                     continue
-                settled = self._store.has_bytes(content_id) or self._store.erased(content_id)
+                settled = self._store.is_available(content_id) or self._store.erased(content_id)
                 if not settled and not self._store.dropped(content_id):
                     self._wishes.setdefault(content_id, _Wish(size=event.padded_length))
             if page:
