@@ -28,6 +28,7 @@ from walytis_vault import (
     ForgottenError,
     MisuseError,
     Node,
+    NotYetAvailableError,
     PermissionRefusedError,
     RetractedError,
     StorageError,
@@ -185,6 +186,38 @@ def test_a_content_expires_at_its_time(tmp_path: Path, monkeypatch: pytest.Monke
             client.request(published.content_id)
         assert client.query("ballots", content_id=published.content_id) == []
         assert client.request(later) == b"lives longer"
+
+
+def test_what_the_disk_lost_is_told(tmp_path: Path) -> None:
+    """A blob that vanished and one flipped bit of a key: status, audit and catalogue say so; the rest is as it was."""
+    home = tmp_path / "home"
+    with Node.create(home) as _, Client(home) as client:
+        bytes_lost = client.publish(secrets.token_bytes(300_000), name="lost bytes").content_id
+        key_lost = client.publish(b"lost key", name="lost key").content_id
+        whole = client.publish(b"whole").content_id
+        assert client.status().details["problems"] == []
+    (home / "store" / "blobs" / f"{bytes_lost}.blob").unlink()
+    with (home / "store" / "keys.slots").open("r+b") as slots:
+        slots.seek(4096 + 128 + 20)
+        (byte,) = slots.read(1)
+        slots.seek(4096 + 128 + 20)
+        slots.write(bytes([byte ^ 1]))
+    with Node.open(home) as _, Client(home) as client:
+        assert "lost bytes or keys of one content" in " ".join(client.status().details["problems"])
+        report = client.audit(read_data=True)
+        assert not report["ok"]
+        assert {entry["content_id"] for entry in report["damaged"]} == {bytes_lost, key_lost}
+        assert report["damaged_total"] == 2
+        for content_id in (bytes_lost, key_lost):
+            with pytest.raises(NotYetAvailableError):
+                client.request(content_id, timeout=5)
+        states = {row.content_id: row.state for row in client.query("catalogue")}
+        assert states == {bytes_lost: "pending", key_lost: "pending", whole: "available"}
+        assert "lost bytes or keys of 2 contents" in " ".join(client.status().details["problems"])
+        client.forget(bytes_lost, key_lost)
+        assert client.audit(read_data=True)["ok"]
+        assert client.status().details["problems"] == []
+        assert client.request(whole) == b"whole"
 
 
 def test_files_and_streams_go_in_and_out(client: Client, tmp_path: Path) -> None:
