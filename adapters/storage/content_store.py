@@ -299,7 +299,9 @@ class DiskContentStore(SealedTexts, Pictures, Checks):
     def mend(self, content_id: ContentId, root: Root) -> None:
         """Let damaged bytes count as still coming: what of them verifies stays. Raises ForgottenError, StorageError."""
         if not reopen_blob(self._state, content_id, root):
-            self.drop_bytes(content_id)
+            with self._state.lock:  # nothing may come back in between
+                self.drop_bytes(content_id)
+                self._state.index.lose_bytes([content_id], noted=True)
 
     def dropped(self, content_id: ContentId) -> bool:
         """Whether the bytes were dropped here and have not come back."""

@@ -177,6 +177,7 @@ class StoreIndex:
             connection.executemany(sql, ids)
             if noted:
                 connection.executemany("INSERT OR IGNORE INTO lost VALUES (?, 'bytes')", ids)
+                connection.executemany("DELETE FROM dropped WHERE content_id = ?", ids)
         self.presence.note([i for (i,) in ids])
 
     def begin_drop(self, content_id: ContentId) -> None:

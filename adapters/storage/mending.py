@@ -33,5 +33,5 @@ def reopen_blob(state: StoreState, content_id: ContentId, root: Root) -> bool:
                 state.fs.rename(blob, state.blobs.part_path(content_id))
         state.blobs.sync_folder()
         fault("mend.after_rename")
-        state.index.lose_bytes([content_id])
+        state.index.lose_bytes([content_id], noted=True)
     return True

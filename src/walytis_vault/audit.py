@@ -161,8 +161,8 @@ def _problem(
         key = store.check_key(content_id, author=row["author"], header=header)
         if key == "wrong" or (key == "none" and row["stored_here"]):
             return KEY_LOST
-    expected = row["device"] == device or store.lost_bytes(content_id)
-    return BYTES_LOST if expected and not row["stored_here"] and not store.dropped(content_id) else None
+    missed = store.lost_bytes(content_id) or (row["device"] == device and not store.dropped(content_id))
+    return BYTES_LOST if missed and not row["stored_here"] else None
 
 
 def _listed(damaged: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -64,6 +64,7 @@ def test_only_the_broken_segment_is_fetched_again(tmp_path: Path) -> None:
     damage(tmp_path, SEGMENT_BYTES + 17)
     assert not store.verify(kept.content_id, kept.root)
     store.mend(kept.content_id, kept.root)
+    assert store.lost_bytes(kept.content_id), "it stays known as lost until it is back"
     assert not store.has_bytes(kept.content_id)
     with pytest.raises(NotYetAvailableError):
         get(store, kept)
@@ -80,8 +81,11 @@ def test_a_damaged_small_content_is_fetched_whole(tmp_path: Path) -> None:
     damage(tmp_path, 200)
     assert not store.verify(kept.content_id, kept.root)
     store.mend(kept.content_id, kept.root)
+    assert store.lost_bytes(kept.content_id)
+    assert not store.dropped(kept.content_id), "nobody asked for that: it may come back unasked"
     assert fetch(store, kept, leaves, segments) == [0]
     assert get(store, kept) == kept.data
+    assert store.lost() == 0
     store.close()
 
 
