@@ -212,7 +212,9 @@ class LogIndex(BlockVerdicts):
 
     def head_blocks(self, connection: apsw.Connection, most: int) -> list[bytes]:
         """Keys of the blocks that hold the heads, deepest first; of the deepest batch with a block if none does."""
-        sql = "SELECT h.batch_id, b.block FROM heads h JOIN batches b USING(batch_id) ORDER BY h.depth DESC LIMIT ?"
+        # No join: SQLite would walk all batches and look each up among the few heads.
+        block = "(SELECT block FROM batches b WHERE b.batch_id = h.batch_id)"
+        sql = f"SELECT h.batch_id, {block} FROM heads h ORDER BY h.depth DESC LIMIT ?"
         rows: list[Any] = connection.execute(sql, (most,)).fetchall()
         if found := [key for batch, block in rows if (key := block or self._unmarked.get(batch))]:
             return found

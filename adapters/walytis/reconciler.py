@@ -64,6 +64,8 @@ class Reconciler:
         self._patience = patience
         self._wanted: dict[bytes, BlockRef] = {}
         """Blocks that are asked for from peers, aside."""
+        self._below_own: set[bytes] = set()
+        """Our last block and what it stands on, as far as it is known: most likely the next one stands on the same."""
         self._missing = False
         """Whether a batch lacked a cause since that was told last."""
         self._on_missing: list[Callable[[], None]] = []
@@ -117,7 +119,8 @@ class Reconciler:
     def local_block(self, ref: BlockRef) -> None:
         """Our own writer made this block: nothing needs to be judged but what it stands on."""
         try:
-            below = [key for key in ref.parents if not self._known(key)]
+            below = [key for key in ref.parents if key not in self._below_own and not self._known(key)]
+            self._below_own = {ref.key, *ref.parents}.difference(below)
             found = {key: below_it for key in below if (below_it := self._chain.find(key))}
         except VaultError:  # the block exists, whatever the disk says: a later look sorts it out
             below, found = list(ref.parents), {}

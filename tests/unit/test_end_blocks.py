@@ -105,3 +105,30 @@ def test_one_unreadable_id_hides_no_other_block() -> None:
     listed = b"\0\0\0".join(b"x" * 400 for _ in range(200))
     assert block_ids.readable_ref(b"short" + b"\0\0\0\0" + listed) is None
     assert block_ids.readable_ref(b"short" + b"\0\0\0\0" + b"x" * 400) is not None
+
+
+def test_what_the_heads_stand_in_is_found_at_the_same_cost_in_any_log(tmp_path: Path) -> None:
+    """The look-up before each block takes as many steps among thousands of batches as among a few."""
+    chain, device = MemoryNetwork(1, manual=True).replica("a"), Device("a")
+    log = _log(tmp_path / "a", chain, device, founded(chain, device))
+    for number in range(3):
+        log.recorder.append([to_dcb(note(number))])
+    log.close()
+    steps = []
+    for copies in (0, 3000):
+        log = open_log(tmp_path / "a", chain, device, log.judge.root)
+        with log.index.database.transaction() as connection:
+            columns = [str(row[1]) for row in connection.execute("PRAGMA table_info(batches)")][1:]
+            other = {"batch_id": "randomblob(32)", "number": "number + 1000 + ?"}
+            given = ", ".join(other.get(column, column) for column in columns)
+            connection.executemany(
+                f"INSERT INTO batches({', '.join(columns)}) SELECT {given} FROM batches WHERE seq = 1",
+                [(copy,) for copy in range(copies)],
+            )
+            count = [0]
+            connection.set_progress_handler(lambda c=count: c.__setitem__(0, c[0] + 1) or False, 1)  # type: ignore[misc]
+            assert len(log.index.head_blocks(connection, 64)) == 1
+            connection.set_progress_handler(None)
+        steps.append(count[0])
+        log.close()
+    assert steps[1] <= steps[0] + 20
