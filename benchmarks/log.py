@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--blocks", type=int, default=0, help="batches of one event to catch up with, besides the others"
+        "--blocks", type=int, default=5000, help="batches of one event to catch up with, besides the others"
     )
     parser.add_argument("--upstream", nargs=2, metavar=("HOME", "TIMES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
