@@ -1,12 +1,13 @@
 """Views of the past, kept for a while: folded for the first question, asked again for the pages that follow.
 
-Each stands in a temporary store. It keeps at most a few, drops them all when something is forgotten here, and
-lets whoever is reading one finish first.
+Each stands in a temporary store. It keeps at most a few, drops each when nobody asks it for a while and all when
+something is forgotten here, and lets whoever is reading one finish first.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from walytis_vault.projections.replay import Replay
 
 KEPT: Final = 4
 """Views of the past that stay open (a count)."""
+IDLE_S: Final = 300.0
+"""After so many seconds without a question a view of the past is dropped."""
 
 Moment = tuple[int, int | None]
 """(last position, latest time in ms by the authors' clocks or None)."""
@@ -28,15 +31,18 @@ class _Kept:
         self.folding = threading.Lock()
         self.replay: Replay | None = None
         self.users = 0
+        self.used = time.monotonic()
         self.dropped = False
 
 
 class Past:
     """The views of the past of one host. Threads may share it."""
 
-    def __init__(self, fold: Callable[[str, Moment], Replay], most: int = KEPT) -> None:
+    def __init__(self, fold: Callable[[str, Moment], Replay], most: int = KEPT, idle_s: float = IDLE_S) -> None:
         self._fold = fold
         self._most = most
+        self._idle_s = idle_s
+        self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         self._kept: dict[tuple[str, Moment], _Kept] = {}
         self._closed = False
@@ -77,9 +83,27 @@ class Past:
     def _give_back(self, kept: _Kept) -> None:
         with self._lock:
             kept.users -= 1
+            kept.used = time.monotonic()
             done = kept.dropped and not kept.users
+            self._watch()
         if done and kept.replay is not None:
             kept.replay.close()
+
+    def _watch(self) -> None:
+        """Look after the idle ones when the first may be one. The caller holds the lock."""
+        if self._timer is None and self._kept and not self._closed:
+            self._timer = threading.Timer(self._idle_s, self._drop_idle)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            self._timer = None
+            before = time.monotonic() - self._idle_s
+            idle = {key for key, kept in self._kept.items() if not kept.users and kept.used <= before}
+        self._drop(lambda key: key in idle)
+        with self._lock:
+            self._watch()
 
     def _drop(self, which: Callable[[tuple[str, Moment]], bool]) -> None:
         with self._lock:
@@ -99,4 +123,6 @@ class Past:
         """Drop all; nothing can be asked any more. Idempotent."""
         with self._lock:
             self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
         self.forget()

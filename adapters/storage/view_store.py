@@ -19,6 +19,7 @@ from walytis_vault.projections.store import Connection, Table, checked_name
 
 CACHE_KIB: Final = 64 << 10
 """Page cache of the writing connection; the reading one has a quarter of it."""
+TEMPORARY_CACHE_KIB: Final = 8 << 10
 _TYPES: Final = {"integer": "INTEGER", "blob": "BLOB", "text": "TEXT"}
 
 
@@ -87,11 +88,11 @@ class SqliteViewStore:
 
 
 class TemporaryViewStore(SqliteViewStore):
-    """A view store in a temporary folder that is gone when it is closed: for time travel."""
+    """A view store in a temporary folder that is gone when it is closed: for time travel. Several may be open."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="walytis-vault-replay-")
-        super().__init__(Path(self._folder.name) / "views.db")
+        super().__init__(Path(self._folder.name) / "views.db", cache_kib=TEMPORARY_CACHE_KIB)
 
     def close(self) -> None:
         """Release and delete."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,9 +13,13 @@ from support.view_world import Vault, at, content, founded, hosting, proposed, p
 from walytis_vault.adapters.storage.view_store import SqliteViewStore, TemporaryViewStore
 from walytis_vault.domain.errors import MisuseError, StorageError
 from walytis_vault.domain.events import Recorded
+from walytis_vault.projections.base import Page
 from walytis_vault.projections.host import ProjectionHost
+from walytis_vault.projections.past import Past
 from walytis_vault.projections.plugins import OWN
 from walytis_vault.projections.replay import Replay
+
+ASK: dict[str, Any] = {"limit": 1, "cursor": None, "filters": {}}
 
 
 def history(length: int) -> list[Recorded]:
@@ -119,3 +124,44 @@ def test_few_views_of_the_past_stay_open(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         host.query_as_of("catalogue", 3)
     store.close()
+
+
+class Folded:
+    """Stands for a view of the past; `closed` is set when it is dropped."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+        self.asked = threading.Semaphore(0)
+        self.answer = threading.Event()
+        self.answer.set()
+
+    def query(self, **_asked: Any) -> Page:
+        """Answer when told to."""
+        self.asked.release()
+        assert self.answer.wait(10)
+        assert not self.closed.is_set()
+        return Page(rows=())
+
+    def close(self) -> None:
+        """See `Replay.close`."""
+        self.closed.set()
+
+
+def test_views_of_the_past_go_when_nobody_asks_them_any_more() -> None:
+    """After a while without a question; one that is being read is left alone until it was."""
+    made: dict[str, Folded] = {"idle": Folded(), "busy": Folded()}
+    past = Past(lambda view, _moment: cast(Replay, made[view]), idle_s=0.05)
+    made["busy"].answer.clear()
+    reading = threading.Thread(target=past.query, args=("busy", (1, None)), kwargs=ASK)
+    reading.start()
+    assert made["busy"].asked.acquire(timeout=10)
+    past.query("idle", (1, None), **ASK)
+    assert made["idle"].closed.wait(10)
+    assert not made["busy"].closed.is_set()
+    made["busy"].answer.set()
+    reading.join(10)
+    assert made["busy"].closed.wait(10)
+    made["idle"] = Folded()
+    past.query("idle", (1, None), **ASK)
+    past.close()
+    assert made["idle"].closed.is_set()
