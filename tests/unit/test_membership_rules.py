@@ -294,3 +294,15 @@ def test_people_need_not_write_whole_names() -> None:
         assert full_name(folded, text) == "did:x:M#abc"
     for text in ("", "#", "did:x", "ab", "did:x:m"):
         assert full_name(folded, text) == text
+
+
+def test_another_device_of_the_member_renews_nobodys_keys() -> None:
+    """Keys that one device announces for another that has its own, in the place of those, are not taken."""
+    past = Past()
+    past.add_device("F", 2, "F/2")
+    old = key_id_of_device(keys_of("F", "F"))
+    stolen = msgspec.structs.replace(keys_of("F", "evil"), device="F", member="F")
+    past.say("F/2", 3, ev.KeyAnnounced(keys=stolen, supersedes=old))
+    folded = past.fold()
+    assert folded.refusal(old, "F") is None
+    assert folded.refusal(key_id_of_device(stolen), "F") is not None

@@ -143,13 +143,23 @@ def test_nobody_claims_what_is_anothers(vault: Vault, claim: str) -> None:
 
 
 def test_an_invitation_is_spent_only_by_who_gave_it_out(vault: Vault) -> None:
-    """M admits somebody with the invitation that let X in, and admits X once more: X stays who it is."""
+    """M admits somebody with the invitation that let X in: X stays who it is."""
     ghost = Device("ghost")
-    assert vault.try_early(
-        ev.MemberAdmitted(member=ghost.member, keys=ghost.keys(vault.id), invitation=vault.invitation),
-        ev.MemberAdmitted(member=vault.x.member, keys=vault.x_keys, invitation=secrets.token_bytes(32)),
-    )
+    keys = ghost.keys(vault.id)
+    assert vault.try_early(ev.MemberAdmitted(member=ghost.member, keys=keys, invitation=vault.invitation))
     vault.x_is_unharmed()
+
+
+def test_who_is_admitted_again_stays_who_it_is(vault: Vault) -> None:
+    """M repeats X's admission, keys and proof included, before it: X stays, also when M is removed with that batch."""
+    again = ev.MemberAdmitted(member=vault.x.member, keys=vault.x_keys, invitation=secrets.token_bytes(32))
+    early = vault.m.batch(vault.id, [again], number=2, previous=vault.m1)
+    vault.say(ev.MemberRemoved(member=vault.m.member, accepted=()))
+    assert vault.try_batch(early)
+    members = vault.log.membership()
+    assert members.active() == tuple(sorted((vault.f.member, vault.x.member)))
+    assert members.members[vault.x.member].admitted_by == vault.f.member
+    assert members.refusal(vault.x.signer.key_id, vault.x.device) is None
 
 
 def test_a_proposal_from_the_time_before_forces_nothing(vault: Vault) -> None:
