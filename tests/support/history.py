@@ -54,6 +54,7 @@ class History:
         self._vault = vault_id
         self.batches: dict[bytes, SignedBatch] = {}
         self._past: dict[bytes, frozenset[bytes]] = {}
+        self._depth: dict[bytes, int] = {}
         self._seen: dict[str, set[bytes]] = {}
         self._last: dict[str, tuple[int, bytes]] = {}
         self._invitations = self._extras = 0
@@ -74,7 +75,7 @@ class History:
         if self._with_contents and self._random.random() < 0.7:
             self._write(actor, [self._content_event(device(actor).member)])
             return
-        match self._random.randrange(10):
+        match self._random.randrange(11):
             case 0 | 1:
                 self._write(actor, [note(self._random.randrange(1000))])
             case 2 | 3:
@@ -89,6 +90,8 @@ class History:
             case 7:
                 if len(self._members) < 8:
                     self._add_device(actor, f"{actor.partition('/')[0]}/{len(self._members)}")
+            case 9:
+                self._go_back(actor)
             case 8:
                 victim = self._random.choice(self._members)
                 if victim != actor:
@@ -164,20 +167,40 @@ class History:
         self._write(actor, [DeviceRemoved(member=gone.member, device=gone.device, accepted=accepted)])
 
     def _last_seen(self, actor: str, name: str) -> LastBatch | None:
-        """The last batch of a device that another one knows."""
+        """The last batch of a device that another one knows: of a fork, the side that a judge finds first."""
         did = device(name).device
         theirs = [b for i in self._seen[actor] if (b := self.batches[i]).body.author == did]
-        last = max(theirs, key=lambda b: b.body.number, default=None)
+        last = min(theirs, key=lambda b: (-self._depth[b.batch_id], b.batch_id), default=None)
         return None if last is None else LastBatch(device=did, number=last.body.number, batch_id=last.batch_id)
 
     def _write(self, name: str, events: Sequence[Event]) -> bytes:
         number, previous = self._last.get(name, (0, b""))
-        past = self._seen[name]
+        batch_id = self._sign(name, events, number, previous, self._seen[name])
+        self._last[name] = (number + 1, batch_id)
+        return batch_id
+
+    def _go_back(self, name: str) -> None:
+        """Sign a second batch under a number that the device has used, as if it knew nothing since."""
+        did = device(name).device
+        own = [b for i in self._seen[name] if (b := self.batches[i]).body.author == did and b.batch_id != self.root]
+        if not own:
+            return
+        at = self._random.choice(sorted(own, key=lambda b: b.batch_id))
+        keys = device(self._random.choice(self._members)).keys(self._vault)
+        events = [
+            note(self._random.randrange(1000)),
+            MemberAdmitted(member=keys.member, keys=keys, invitation=self._random.randbytes(32)),
+            self._content_event(device(name).member) if self._with_contents else note(1),
+        ]
+        past = set(self._past[at.batch_id]) | {at.batch_id}
+        self._sign(name, [self._random.choice(events)], at.body.number, at.batch_id, past)
+
+    def _sign(self, name: str, events: Sequence[Event], number: int, previous: bytes, past: set[bytes]) -> bytes:
         covered = frozenset[bytes]().union(*(self._past[i] for i in past)) if past else frozenset()
         heads = [i for i in past if i not in covered and i != previous]
         batch = device(name).batch(self._vault, events, number=number + 1, previous=previous, heads=heads)
         self.batches[batch.batch_id] = batch
         self._past[batch.batch_id] = frozenset(past)
-        past.add(batch.batch_id)
-        self._last[name] = (number + 1, batch.batch_id)
+        self._depth[batch.batch_id] = 1 + max((self._depth[i] for i in past), default=0)
+        self._seen[name].add(batch.batch_id)
         return batch.batch_id
