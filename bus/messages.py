@@ -17,7 +17,7 @@ InvitationState = Literal["open", "used", "expired", "revoked"]
 Verb = Literal["read", "publish", "forget", "admin"]
 
 
-class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
+class PublishOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a publisher says about a content. All of it but `revises` and `expires_ms` is sealed."""
 
     name: str | None = None
