@@ -65,7 +65,7 @@ class Ledger:
         )  # fmt: skip
         leads = Lineage(self.index, connection).leads
         if verdict.membership:
-            self._settle(connection)
+            self._settle(connection, membership, batch.batch_id)
         elif membership.is_void(KeyId(body.key_id), body.author, batch.batch_id, leads):
             connection.execute("UPDATE batches SET void = 1 WHERE batch_id = ?", (batch.batch_id,))
         return first, first + len(verdict.events) - 1
@@ -99,16 +99,18 @@ class Ledger:
                 self._current = self._fold(connection)
             return self._current
 
-    def _settle(self, connection: apsw.Connection) -> None:
-        """Fold membership again and correct the void flags of batches that a removal reaches back to."""
+    def _settle(self, connection: apsw.Connection, before: Membership, added: BatchId) -> None:
+        """Fold membership again, and correct the void flags of the batches on which it now judges differently."""
         membership = self._fold(connection)
         with self._lock:
             self._current = membership
-        if not membership.cuts and len(membership.keys) <= 1:
-            return
-        changed = False
-        rows: list[Any] = connection.execute("SELECT seq, key_id, device, batch_id, void FROM batches").fetchall()
         leads = Lineage(self.index, connection).leads
+        select, rows = "SELECT seq, key_id, device, batch_id, void FROM batches", list[Any]()
+        for device in _judged_anew(before, membership):
+            rows += connection.execute(f"{select} WHERE device = ?", (device,)).fetchall()
+        for batch_id in {added, *(before.spared ^ membership.spared)}:
+            rows += connection.execute(f"{select} WHERE batch_id = ?", (batch_id,)).fetchall()
+        changed = False
         for seq, key_id, device, batch_id, void in rows:
             now = membership.is_void(KeyId(key_id), device, BatchId(batch_id), leads)
             if now != bool(void):
@@ -125,3 +127,10 @@ class Ledger:
         self.judge.forget()
         with self._lock:
             self._current = None
+
+
+def _judged_anew(before: Membership, now: Membership) -> set[str]:
+    """Devices whose keys or cuts differ: all that `Membership.is_void` looks at besides single spared batches."""
+    keys = {(before.keys.get(i) or now.keys[i]).device for i in before.keys.keys() ^ now.keys.keys()}
+    cuts = {d for d in before.cuts.keys() | now.cuts.keys() if before.cuts.get(d) != now.cuts.get(d)}
+    return keys | cuts

@@ -10,7 +10,9 @@ import pytest
 
 from support.history import History, device
 from support.log_world import open_log
+from walytis_vault.adapters.walytis.lineage import Lineage
 from walytis_vault.adapters.walytis.memory_chain import MemoryNetwork
+from walytis_vault.domain.ids import KeyId
 
 
 def _extensions(history: History, ids: Sequence[bytes]) -> Iterator[list[bytes]]:
@@ -44,7 +46,10 @@ def _outcome(
     with log.index.database.read() as connection:
         recorded = [bytes(row[0]) for row in connection.execute("SELECT batch_id FROM batches ORDER BY seq")]
         rows = sorted(connection.execute("SELECT batch_id, void, depth, author FROM batches").fetchall())
-    membership = log.membership()
+        membership = log.membership()
+        leads = Lineage(log.index, connection).leads
+        for key_id, did, batch_id, void in connection.execute("SELECT key_id, device, batch_id, void FROM batches"):
+            assert bool(void) == membership.is_void(KeyId(key_id), did, batch_id, leads), "as if all were judged anew"
     visible = sorted((e.event.origin.order, e.event.data) for e in log.recorder.read())  # type: ignore[attr-defined]
     log.close()
     outcome = rows, membership.members, sorted(membership.keys), membership.superseded, membership.cuts, visible
