@@ -78,6 +78,10 @@ class Log:
     def listen(self, _wake: threading.Event) -> None:
         """The network looks every second anyway."""
 
+    def on_missing(self, callback: Callable[[], None]) -> None:
+        """See `Reconciler`; the test calls it."""
+        self.missing = callback
+
     def unlisten(self, _wake: threading.Event) -> None:
         """Nothing to end."""
 
@@ -198,6 +202,22 @@ def test_catching_up_with_one_gives_way_to_the_others(world: World, monkeypatch:
     eventually(lambda: world.log.numbers.get(other.did) == 3, "the other is caught up with too")
     before = endless.pulls
     eventually(lambda: endless.pulls > before, "and the endless one goes on")
+
+
+def test_a_batch_that_lacks_its_cause_makes_the_others_be_asked_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cause comes without waiting for the next regular greeting, and invented batches cause no flood of them."""
+    monkeypatch.setattr(net, "GREET_EVERY_S", 3600.0)
+    monkeypatch.setattr(net, "ASK_AGAIN_S", 3600.0)
+    other = world.add("other")
+    world.network.start()
+    eventually(lambda: world.linked(other) and len(other.heard) == 1, "it is greeted")
+    other.has = 2
+    for _ in range(100):
+        world.log.missing()
+    eventually(lambda: world.log.numbers.get(other.did) == 2, "what it has is here")
+    assert len(other.heard) == 2
 
 
 def test_a_device_that_answers_anything_is_there(world: World) -> None:

@@ -26,6 +26,8 @@ from walytis_vault.peers.addresses import AddressBook, own_addresses
 from walytis_vault.peers.batches import Batches, fitting
 from walytis_vault.peers.link import PeerLink, Replied, settle
 
+ASK_AGAIN_S: Final = 2.0
+"""How long others are left alone after they were asked for what a batch lacks: strangers can invent such batches."""
 GREET_EVERY_S: Final = 10.0
 GREET_TIMEOUT_S: Final = 5.0
 STALE_S: Final = 25.0
@@ -108,6 +110,7 @@ class PeerNetwork:
         self._lock = threading.Lock()
         self._on_greeted: list[Callable[[], None]] = []
         self._closing = False
+        self._asked_at = 0.0
         self._wake, self._grown = threading.Event(), threading.Event()
         self._dials = ThreadPoolExecutor(DIALS, thread_name_prefix="peer-dial")
         self._greeters = ThreadPoolExecutor(GREETERS, thread_name_prefix="peer-greet")
@@ -122,6 +125,7 @@ class PeerNetwork:
         self._pushed = self._log.index.last_numbers([self._device]).get(self._device, 0)
         self._log.index.listen(self._wake)
         self._log.index.listen(self._grown)
+        self._log.reconciler.on_missing(self._ask_all)
         for thread in self._threads:
             thread.start()
 
@@ -199,6 +203,18 @@ class PeerNetwork:
             peer = self._peers.get(key_id_of_device(keys))
             if peer is not None:
                 peer.next_try, peer.again = 0.0, True
+        self._wake.set()
+
+    def _ask_all(self) -> None:
+        """A batch came whose cause is not here: greet those who are there, unless that was just done."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._asked_at + ASK_AGAIN_S:
+                return
+            self._asked_at = now
+            for peer in self._peers.values():
+                if peer.link is not None:
+                    peer.next_try, peer.again = 0.0, True
         self._wake.set()
 
     def _devices(self) -> list[DeviceKeys]:
