@@ -1,17 +1,18 @@
 """Views: folding, rebuilding, querying and starting, against eventsourcing's own runner in the same run.
 
 `PYTHONPATH=src:tests python benchmarks/projections.py [--events 100000] [--rounds 3] [--memory 1000000]` prints
-medians. The log is in memory, so that the views are measured and not the log; `--memory N` folds N events and
-prints how the peak of resident memory grew (the log is then made on the fly).
+medians: from a log in memory, so that the views are measured and not the log, and from a real one on disk with its
+exact causes. Then it folds `--memory` events, made on the fly, and prints how the peak of resident memory grew.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import random
+import os
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,67 +25,19 @@ from eventsourcing.dcb.popo import SimpleDCBReadResponse
 from eventsourcing.projection import BaseProjectionRunner
 from eventsourcing.utils import EnvType
 
+from support.long_story import TIME_MS, Story, padded_of, write_log
 from support.memory_log import MemoryLog, logged
 from support.view_world import Opened
 from walytis_vault.adapters.storage.view_store import SqliteViewStore
 from walytis_vault.domain import events as ev
-from walytis_vault.projections.base import Local
+from walytis_vault.domain.forgetting import BY_DEPTH, History
+from walytis_vault.projections.base import ERASED, HERE, Local
 from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.live import LiveView
+from walytis_vault.projections.log import EventLog, Horizon
 from walytis_vault.projections.plugins import OWN
 
-AUTHORS = [f"did:walytis:{hashlib.sha256(b'%d' % i).hexdigest()}" for i in range(5)]
-
-
-def event(position: int) -> ev.Recorded:
-    """Event `position` of the history: mostly publications; 2 % revisions, 2 % retractions, 1 % ballots of two."""
-    rng = random.Random(position)
-    author = AUTHORS[position % 2 if position % 100 in (7, 8) else position % 5]
-    kind = position % 100
-    made: ev.Event
-    if position == 1:
-        made = ev.VaultFounded(founder=AUTHORS[0], group="did:walytis:group")
-    elif kind in (3, 53) and position > 200:
-        made = ev.ContentRetracted(content_id=content_of(position - 101))
-        author = AUTHORS[(position - 101) % 5]
-    elif kind == 7 and position > 200:
-        target = (content_of(position - 105),)
-        made = ev.ForgettingProposed(
-            ballot_id=content_of(-position), contents=target, electorate=tuple(sorted(AUTHORS[:2]))
-        )
-    elif kind == 8 and position > 200:
-        made = ev.ForgettingConsented(ballot_id=content_of(-(position - 1)))
-    else:
-        revises = content_of(position - 105) if kind in (20, 70) and position > 200 else None
-        made = ev.ContentPublished(
-            content_id=content_of(position),
-            root=rng.randbytes(32),
-            padded_length=padded_of(content_of(position)),
-            header=bytes(56),
-            descriptor=rng.randbytes(232),
-            revises=revises,
-        )
-    batch_id = hashlib.sha256(b"batch %d" % position).digest()
-    origin = ev.Origin(
-        batch_id=batch_id,
-        index=0,
-        depth=position,
-        author=author,
-        device=author + "/device",
-        number=position,
-        time_ms=1_700_000_000_000 + 1000 * position,
-    )
-    return ev.Recorded(made.tags(), made, origin)
-
-
-def content_of(position: int) -> bytes:
-    """The id of the content that `position` publishes."""
-    return hashlib.sha256(b"content %d" % position).digest()[:16]
-
-
-def padded_of(content_id: bytes) -> int:
-    """The padded length of a content: 1 kB to 1 MB."""
-    return 1000 + int.from_bytes(content_id[1:5], "big") % 999_000
+STORY = Story()
 
 
 def opened(content_id: bytes, _sealed: bytes) -> Opened:
@@ -96,6 +49,24 @@ def opened(content_id: bytes, _sealed: bytes) -> Opened:
         (f"l{number}",),
         padded_of(content_id) * 20 // 21,
     )
+
+
+class Kept:
+    """What is on a node's disk: all, but for every other content whose ballot carried; nothing changes any more."""
+
+    def __init__(self, story: Story, count: int) -> None:
+        self._gone = {story.asked(p) for p in range(207, count + 1, 200)}
+
+    def local(self, history: History = BY_DEPTH) -> Local:
+        """For a host."""
+        return Local(
+            unseal=opened,
+            many=lambda contents: [ERASED if c in self._gone else HERE for c in contents],
+            has_bytes=lambda content: content not in self._gone,
+            erased=lambda content: content in self._gone,
+            changed=lambda mark: (0, None if mark < 0 else ()),
+            history=history,
+        )
 
 
 class Endless(MemoryLog):
@@ -113,7 +84,9 @@ class Endless(MemoryLog):
     def read(self, query: Any = None, *, after: int | None = None, limit: int | None = None) -> Any:
         """See `MemoryLog.read`."""
         last = min(self.length, (after or 0) + (limit or self.length))
-        made = (DCBSequencedEvent(event=logged(event(p)), position=p) for p in range((after or 0) + 1, last + 1))
+        made = (
+            DCBSequencedEvent(event=logged(STORY.recorded(p)), position=p) for p in range((after or 0) + 1, last + 1)
+        )
         return SimpleDCBReadResponse(made, last)
 
 
@@ -155,17 +128,30 @@ def library(folder: Path, log: MemoryLog, count: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def queries(host: ProjectionHost) -> Iterator[tuple[str, float, float]]:
+def queries(host: ProjectionHost, story: Story = STORY, count: int = 100_000) -> Iterator[tuple[str, float, float]]:
     """(what, first ms, median ms) of 50 rows from the catalogue and others."""
-    some = content_of(501).hex()
+    some, author = story.content(501).hex(), story.members[3]
+    # A third of the past, that far back.
+    times = {"since": TIME_MS + 200 * count, "until": TIME_MS + 500 * count}
     asked: list[tuple[str, dict[str, Any]]] = [
         ("catalogue", {}),
-        ("catalogue", {"author": AUTHORS[3]}),
+        ("catalogue", {"author": author}),
+        ("catalogue", {"author": author, "sort": "-size"}),
+        ("catalogue", {"author": author, "sort": "time"}),
         ("catalogue", {"state": "available"}),
+        ("catalogue", {"state": "pending"}),
+        ("catalogue", {"state": "pending", "sort": "-size"}),
         ("catalogue", {"state": "forgetting"}),
+        ("catalogue", {"state": "forgetting", "sort": "size"}),
+        ("catalogue", {"state": "forgotten"}),
+        ("catalogue", {"state": "forgotten", "author": author}),
         ("catalogue", {"state": "retracted"}),
-        ("catalogue", {"since": 1_700_000_000_000 + 50_000_000}),
+        ("catalogue", times),
+        ("catalogue", times | {"author": author}),
+        ("catalogue", times | {"sort": "-size"}),
+        ("catalogue", {"since": TIME_MS + 500 * count}),
         ("catalogue", {"min_size": 900_000}),
+        ("catalogue", {"current": False, "sort": "size"}),
         ("catalogue", {"sort": "-size"}),
         ("catalogue", {"content_id": some}),
         ("catalogue", {"label": "l7"}),
@@ -173,15 +159,53 @@ def queries(host: ProjectionHost) -> Iterator[tuple[str, float, float]]:
         ("catalogue", {"text": "report"}),
         ("catalogue", {"text": "report abc"}),
         ("catalogue", {"text": "7f"}),
-        ("catalogue", {"text": "7f", "author": AUTHORS[3]}),
+        ("catalogue", {"text": "7f", "author": author}),
         ("timeline", {}),
+        ("timeline", times),
+        ("timeline", times | {"author": author}),
         ("timeline", {"content_id": some}),
         ("ballots", {"state": "carried"}),
         ("holders", {"content_id": some}),
     ]
     for view, filters in asked:
-        times = [timed(lambda v=view, f=filters: host.query(v, limit=50, filters=f)) for _ in range(15)]
-        yield f"{view} {filters or ''}", times[0] * 1e3, statistics.median(times) * 1e3
+        took = [timed(lambda v=view, f=filters: host.query(v, limit=50, filters=f)) for _ in range(15)]
+        said = {name: "…" if value == author else value for name, value in filters.items()}
+        yield f"{view} {said or ''}", took[0] * 1e3, statistics.median(took) * 1e3
+
+
+def views(what: str, log: EventLog, horizon: Horizon, local: Local, story: Story, count: int, rounds: int) -> None:
+    """Fold, rebuild, ask and start; print medians."""
+    folds, rebuilds, starts, hashes = [], [], [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            store = SqliteViewStore(folder / "views.db")
+            host = ProjectionHost(log, horizon, store, OWN, local=local)
+            folds.append(timed(host.catch_up))
+            hashes.append(timed(host.status))
+            rebuilds.append(timed(host.rebuild))
+            host.status()
+            answers = list(queries(host, story, count))
+            host.close()
+            store.close()
+
+            def start(path: Path = folder) -> None:
+                again = SqliteViewStore(path / "views.db")
+                host = ProjectionHost(log, horizon, again, OWN, local=local)
+                host.catch_up()
+                host.status()
+                host.close()
+                again.close()
+
+            starts.append(timed(start))
+    fold, rebuild = statistics.median(folds), statistics.median(rebuilds)
+    print(f"{count} events from {what}, {len(OWN)} views, median of {rounds}, load {os.getloadavg()[0]:.1f}")
+    print(f"  first fold of all views        {fold:8.2f} s   {count / fold:10.0f} events/s")
+    print(f"  rebuild of all, beside the old {rebuild:8.2f} s   {count / rebuild:10.0f} events/s")
+    print(f"  hashes of all, from nothing    {statistics.median(hashes):8.2f} s")
+    print(f"  start with views up to date    {statistics.median(starts):8.2f} s")
+    for asked, first, median in answers:
+        print(f"  50 rows: {asked:70} first {first:8.2f} ms   p50 {median:7.2f} ms", flush=True)
 
 
 def main() -> None:
@@ -189,48 +213,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=int, default=0)
+    parser.add_argument("--memory", type=int, default=1_000_000, help="0 leaves this measurement out")
+    parser.add_argument("--memory-alone", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory:
-        memory(arguments.memory)
+    if arguments.memory_alone:
+        memory(arguments.memory_alone)
         return
+    count, rounds = arguments.events, arguments.rounds
     log = MemoryLog()
-    log.add(event(p) for p in range(1, arguments.events + 1))
-    local = Local(unseal=opened, has_bytes=lambda _content: True)
-    folds, rebuilds, starts, hashes = [], [], [], []
-    for _ in range(arguments.rounds):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            store = SqliteViewStore(folder / "views.db")
-            host = ProjectionHost(log, log, store, OWN, local=local)
-            folds.append(timed(host.catch_up))
-            hashes.append(timed(host.status))
-            rebuilds.append(timed(host.rebuild))
-            host.status()
-            answers = list(queries(host))
-            host.close()
-            store.close()
-
-            def start(path: Path = folder) -> None:
-                again = SqliteViewStore(path / "views.db")
-                host = ProjectionHost(log, log, again, OWN, local=local)
-                host.catch_up()
-                host.status()
-                host.close()
-                again.close()
-
-            starts.append(timed(start))
-            per_second = library(folder, log, min(5000, arguments.events))
-    count = arguments.events
-    fold, rebuild = statistics.median(folds), statistics.median(rebuilds)
-    print(f"{count} events, {len(OWN)} views, median of {arguments.rounds}")
-    print(f"  first fold of all views        {fold:8.2f} s   {count / fold:10.0f} events/s")
-    print(f"  rebuild of all, beside the old {rebuild:8.2f} s   {count / rebuild:10.0f} events/s")
-    print(f"  eventsourcing's runner, catalogue alone:      {per_second:10.0f} events/s")
-    print(f"  hashes of all, from nothing    {statistics.median(hashes):8.2f} s")
-    print(f"  start with views up to date    {statistics.median(starts):8.2f} s")
-    for what, first, median in answers:
-        print(f"  50 rows: {what:50} first {first:8.2f} ms   p50 {median:7.2f} ms")
+    log.add(STORY.recorded(p) for p in range(1, count + 1))
+    views("memory", log, log, Kept(STORY, count).local(), STORY, count, rounds)
+    with tempfile.TemporaryDirectory() as name:
+        some = min(5000, count)
+        print(f"  eventsourcing's runner, catalogue alone:      {library(Path(name), log, some):10.0f} events/s")
+    with tempfile.TemporaryDirectory() as name:
+        disk, story = write_log(Path(name), count)
+        local = Kept(story, count).local(disk.recorder.history)
+        views("a log on disk, with its exact causes", disk.recorder, disk.index, local, story, count, rounds)
+        disk.close()
+    if arguments.memory:
+        # In a process of its own: the peak of this one is not to be told from it.
+        words = [sys.executable, __file__, "--memory-alone", str(arguments.memory)]
+        subprocess.run(words, check=True, timeout=3000)
 
 
 def memory(count: int) -> None:

@@ -15,13 +15,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from projections import event, opened, queries
+from projections import STORY, Kept, queries
 
 from support.memory_log import MemoryLog
 from support.postgres_server import PostgresServer, find_programs
 from walytis_vault.adapters.storage.postgres_views import PostgresViewStore
 from walytis_vault.adapters.storage.view_store import SqliteViewStore
-from walytis_vault.projections.base import Local
 from walytis_vault.projections.host import ProjectionHost
 from walytis_vault.projections.plugins import OWN
 from walytis_vault.projections.store import ViewStore
@@ -53,14 +52,15 @@ def cost(action: Callable[[], object], server: PostgresServer) -> tuple[float, f
 
 def measure(store: ViewStore, log: MemoryLog, server: PostgresServer) -> dict[str, tuple[float, ...]]:
     """Fold, hash, rebuild, ask."""
-    host = ProjectionHost(log, log, store, OWN, local=Local(unseal=opened, has_bytes=lambda _content: True))
+    count = log.horizon
+    host = ProjectionHost(log, log, store, OWN, local=Kept(STORY, count).local())
     found: dict[str, tuple[float, ...]] = {
         "first fold of all views": cost(host.catch_up, server),
         "hashes of all": cost(host.status, server),
         "rebuild of all": cost(host.rebuild, server),
     }
     host.status()
-    found |= {f"50 rows: {what}": (median / 1e3,) for what, _, median in queries(host)}
+    found |= {f"50 rows: {what}": (median / 1e3,) for what, _, median in queries(host, count=count)}
     host.close()
     return found
 
@@ -76,7 +76,7 @@ def main() -> None:
         print("no PostgreSQL programs here (apt install postgresql): nothing to compare")
         return
     log = MemoryLog()
-    log.add(event(p) for p in range(1, arguments.events + 1))
+    log.add(STORY.recorded(p) for p in range(1, arguments.events + 1))
     server = PostgresServer(programs, fsync=True)
     rounds: list[list[dict[str, tuple[float, ...]]]] = []
     try:

@@ -124,7 +124,7 @@ class CatalogueQuery:
         found: Iterator[bytes] | None = None
         if plan.wanted:
             self.search.catch_up(self._more, self._sealed_of)
-            if few is None:
+            if few is None or self.search.is_rare(plan.wanted):
                 found = self.search.find(plan.wanted, plan.sort, plan.at)
         source = self._scan(plan, chunk, few) if found is None else self._chosen(plan, found, chunk)
         while some := list(islice(source, chunk)):

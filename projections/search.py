@@ -19,6 +19,8 @@ CAPACITY: Final = 250_000
 """Descriptors kept (a count; about 1 KiB each with a long name, 300 bytes as a rule)."""
 FEW: Final = 2000
 """Up to so many contents that may fit (a count) are looked at and sorted; with more, all are walked in order."""
+RARE: Final = 300
+"""Up to so many contents that may fit (a count) are sooner looked up one by one than found among those of an author."""
 STRIDE: Final = 128
 """Contents looked at in the first go while walking (a count); each go looks at twice as many as the one before."""
 LONGEST: Final = 4096
@@ -220,6 +222,12 @@ class Search:
             if kind not in self._orders:
                 self._orders[kind] = sorted(_KEYS[kind](doc.place, i) for i, doc in self._docs.items())
         return self._walk(wanted, pool, kind, down, after)
+
+    def is_rare(self, wanted: Wanted) -> bool:
+        """Whether so few contents can fit that nothing else narrows them down sooner."""
+        with self._lock:
+            pool = None if self.full else self._pool(wanted)
+        return pool is not None and len(pool) <= RARE
 
     def _pool(self, wanted: Wanted) -> Set[bytes] | None:
         """A set of contents, as small as the indexes tell, in which are all that fit; None for all."""
