@@ -18,6 +18,7 @@ from support.peer_nodes import Member, agree, eventually, found_and_join, meet, 
 from walytis_vault import ForgottenError, VaultError
 from walytis_vault.backup.restore import restore_backup
 
+pytestmark = pytest.mark.timeout(240)
 Trio = tuple[Member, Member, Member]
 MIB = 1 << 20
 
