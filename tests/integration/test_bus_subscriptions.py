@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from walytis_vault import Client, MisuseError, Node
+from walytis_vault.bus.calls import SubscribeCall
+from walytis_vault.bus.endpoint import read_record
 from walytis_vault.bus.messages import Change
+from walytis_vault.bus.protocol import CHANGES, Kind, pack, split
+from walytis_vault.bus.security import load_key
 
 
 def take(client: Client, count: int, view: str, after: int = 0, **filters: Any) -> list[Change]:
@@ -55,6 +60,11 @@ def test_every_view_and_events_filtered_from_any_position(tmp_path: Path) -> Non
         assert change.row is not None
         assert change.row["did"] == me
         assert [c.position for c in take(client, last, "timeline")] == list(range(1, last + 1))
+        holding = take(client, 2, "holders", content_id=third.content_id)
+        assert [c.row and c.row["state"] for c in holding] == ["erased", "erased"]
+        (change,) = take(client, 1, "holders", content_id=first.content_id)
+        assert change.row is not None
+        assert (change.row["state"], change.row["member"], change.position) == ("published", me, first.position)
         with pytest.raises(MisuseError):  # blocks change their verdict in place: query it instead
             next(client.subscribe("audit"))
 
@@ -69,3 +79,34 @@ def test_every_view_and_events_filtered_from_any_position(tmp_path: Path) -> Non
         assert follow["catalogue"]().ids == (wanted.content_id,)
         assert client.wait_for(wanted.position) >= wanted.position
         assert client.query("catalogue", label="new")[0].content_id == wanted.content_id
+
+
+CROWD = 500
+
+
+@pytest.mark.long
+def test_500_programs_follow_a_real_node(tmp_path: Path) -> None:
+    """500 connections follow a real node at once; each gets every event once and in order, and others are served."""
+    with Node.create(tmp_path / "home") as node, Client(node.home, timeout=60) as client, zmq.Context() as context:
+        record, key = read_record(node.home / "bus"), load_key(node.home / "bus" / "local.key")
+        context.set(zmq.MAX_SOCKETS, 2 * CROWD)
+        sockets = [context.socket(zmq.DEALER) for _ in range(CROWD)]
+        for number, s in enumerate(sockets, 1):
+            s.linger, s.rcvtimeo = 0, 60_000
+            s.curve_serverkey = record.server_key.encode()
+            s.curve_publickey, s.curve_secretkey = key.public_key.encode(), key.secret_key.encode()
+            s.connect(record.endpoint)
+            call = SubscribeCall(view="events", after=0, limit=256)
+            s.send_multipart(pack(Kind.REQUEST, number.to_bytes(16, "big"), call))
+        for _ in range(20):
+            last = client.publish(b"x").position
+        for s in sockets:
+            positions: list[int] = []
+            while len(positions) < last:
+                message = split(s.recv_multipart(), body_cap=1 << 22, data_cap=1 << 22)
+                assert message.kind is Kind.CHANGES
+                positions += [change.position for change in CHANGES.decode(message.data)]
+            assert positions == list(range(1, last + 1))
+        assert client.status().details["bus"]["subscriptions"] == CROWD
+        for s in sockets:
+            s.close()
