@@ -69,8 +69,9 @@ class BlobSink:
 
     def abort(self) -> None:
         """Close and unlink. Idempotent; never raises."""
-        if self._pending is not None:
-            self._pending.exception()
+        pending = self._pending  # the thread that writes may settle it meanwhile
+        if pending is not None:
+            pending.exception()
         with self._lock:
             try:
                 self._close()

@@ -103,8 +103,9 @@ class DiskContentWriter:
         """Drop everything, key included; later calls raise the reason. Any thread."""
         self._end(reason)
         self._secrets = None
-        if self._sink is not None:
-            self._sink.abort()
+        sink = self._sink  # the thread that writes may hand it over meanwhile
+        if sink is not None:
+            sink.abort()
 
     def _given_up(self, error: BaseException) -> BaseException:
         """Drop everything; returns what to raise: why we were cut off, if we were."""

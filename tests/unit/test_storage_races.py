@@ -13,6 +13,7 @@ import pytest
 
 from support.content_stores import AUTHOR, ciphertext, get, new_id, open_store, put
 from walytis_vault.adapters.crypto.descriptor import Descriptor
+from walytis_vault.adapters.storage.blob_sink import BlobSink
 from walytis_vault.adapters.storage.ciphertext_writer import CiphertextWriter
 from walytis_vault.adapters.storage.content_store import DiskContentStore
 from walytis_vault.domain import faults
@@ -145,6 +146,31 @@ def test_locked_while_the_file_of_an_upload_is_made(tmp_path: Path) -> None:
         writer.write(bytes(200_000))
     assert list((tmp_path / "content" / "blobs").iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
+    store.close()
+
+
+class Settling(BlobSink):
+    """A blob whose last piece is settled by the writing thread just when somebody else has seen that it is not."""
+
+    looks = 0
+
+    @property
+    def _pending(self) -> Future[None] | None:
+        self.looks += 1
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done if self.looks == 1 else None
+
+    @_pending.setter
+    def _pending(self, _: Future[None] | None) -> None:
+        pass
+
+
+def test_cut_off_while_a_piece_is_settled(tmp_path: Path) -> None:
+    """Whoever cuts an upload off does not stumble over the thread that writes it."""
+    store = open_store(tmp_path)
+    Settling(store._state, new_id()).abort()
+    assert list((tmp_path / "content" / "blobs").iterdir()) == []
     store.close()
 
 
