@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "support" / "small_disk.py"
+SUPPORT = Path(__file__).parents[1] / "support"
 PROMISES = [
     "large ones refused",
     "small ones refused",
@@ -32,16 +32,28 @@ NEEDED = (
 )
 
 
+def on_a_small_disk(folder: Path, script: str, *words: str) -> list[str]:
+    """The lines that a script prints which mounts a small disk in `folder`."""
+    assert shutil.which("unshare"), NEEDED
+    probe = [*NAMESPACE, "mount", "-t", "tmpfs", "none", str(folder)]
+    allowed = subprocess.run(probe, capture_output=True, text=True, timeout=30, check=False)
+    assert allowed.returncode == 0, f"{NEEDED}: {allowed.stderr}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TMPDIR": str(folder)}
+    command = [*NAMESPACE, sys.executable, str(SUPPORT / script), str(folder), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    return done.stdout.splitlines()
+
+
 @pytest.mark.long
 def test_a_vault_on_a_full_disk(tmp_path: Path) -> None:
     """Publishing is refused with our error, reading and forgetting work, the node starts, and room comes back."""
-    assert shutil.which("unshare"), NEEDED
-    probe = [*NAMESPACE, "mount", "-t", "tmpfs", "none", str(tmp_path)]
-    allowed = subprocess.run(probe, capture_output=True, text=True, timeout=30, check=False)
-    assert allowed.returncode == 0, f"{NEEDED}: {allowed.stderr}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TMPDIR": str(tmp_path)}
-    command = [*NAMESPACE, sys.executable, str(SCRIPT), str(tmp_path), "40"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    said = [line.split(":")[0] for line in done.stdout.splitlines()]
+    said = on_a_small_disk(tmp_path, "small_disk.py", "40")
     assert [p for p in PROMISES if not any(line.startswith(p) for line in said)] == []
+
+
+@pytest.mark.long
+def test_views_on_a_full_disk(tmp_path: Path) -> None:
+    """Those who wait are told, status says so, and the views go on by themselves when there is room again."""
+    said = on_a_small_disk(tmp_path, "full_views.py")
+    assert [line.partition(":")[0] for line in said] == ["those who wait hear it", "status says it", "the views go on"]
