@@ -122,7 +122,7 @@ def test_the_command_line_chooses_the_place(tmp_path: Path, postgres: PostgresSe
     [
         ("projections.before_commit", 3),
         ("projections.after_commit", 3),
-        ("projections.rebuild", 2),
+        ("projections.rebuild", 1),
         ("projections.swap", 1),
         ("projections.clear", 1),
     ],
