@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from support import outsider_actions
+from support import kubo_actions, outsider_actions
 from support.canaries import find_canaries
 from support.hostile_member import address_of
 from support.log_world import Device, note
@@ -28,6 +28,9 @@ from walytis_vault.peers import protocol as p
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 JUNK = 10_000
 AT_A_TIME = 1_000
+SIBLINGS = 500
+AT_ONCE = 100
+"""Siblings in one call."""
 GROWTH_MIB = 100
 """What a node's memory may grow by while junk comes in: caches that are bounded, not the junk."""
 GO_HEAP = range(0xC000000000, 0xD000000000)
@@ -221,6 +224,31 @@ def test_junk_is_kept_out_in_bounded_memory_and_confirms_no_guess(scene: Scene) 
         for digest in ("sha1", "sha256", "sha512", "blake2b", "blake2s", "sha3_256", "md5"):
             guesses[f"{digest} of {what}"] = hashlib.new(digest, known).digest()
     assert find_canaries(outsider.child.cwd.parent / "vault", guesses) == []
+
+
+def test_siblings_stop_nobody_and_change_no_block(scene: Scene) -> None:
+    """Very many blocks beside the last one: the members write, audit and start again as before."""
+    a, b, outsider = scene
+    before = {m.home: refused(m) for m in (a, b)}
+    for _ in range(0, SIBLINGS, AT_ONCE):
+        arguments = {"chain_id": outsider.vault_id, "count": AT_ONCE}
+        outsider.child.call("run", module=kubo_actions.__name__, function="spread_siblings", arguments=arguments)
+    for member in (a, b):
+        eventually(lambda m=member: refused(m) - before[m.home] >= SIBLINGS * 0.9, "they arrive", 120)  # type: ignore[misc]
+    written = [m.client.publish(b"among siblings").content_id for m in (a, b)]
+    for member in (a, b):
+        eventually(lambda m=member: [m.state(i) for i in written] == ["available"] * 2, "both are here")  # type: ignore[misc]
+    for member in (a, b):
+        member.stop()
+        member.start()
+    after = a.client.publish(b"after a restart").content_id
+    eventually(lambda: b.state(after) == "available", "the members go on")
+    for member in (a, b):
+        assert member.client.audit()["ok"]
+    agree(a, b)
+    eventually(lambda: len(outsider.batches()) >= 4, "the outsider reads the chain")
+    honest = {b.envelope() for b in outsider.batches()}
+    assert max(len(ref.parents) for ref in outsider.chain.blocks() if outsider.chain.read(ref) in honest) < 5
 
 
 def _bus_key(outsider: Outsider, device: str) -> bytes:

@@ -8,6 +8,8 @@ import tempfile
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from walytis_vault.adapters.walytis import block_ids, unixfs, upstream
 from walytis_vault.domain.errors import UntrustedInputError
 from walytis_vault.domain.ports import BlockRef
@@ -32,21 +34,19 @@ def pinned(runtime: Any) -> int:
 
 
 def invent_blocks(runtime: Any, chain_id: str, count: int) -> int:
-    """Put blocks whose parents nobody has into a chain's waiting room, as a stranger would; how many wait then."""
+    """Send blocks whose parents nobody has, as a stranger would; how many wait then in a room for 100."""
     from walytis_vault.adapters.walytis import intake
-    from walytis_vault.adapters.walytis.fast_paths import intake_of
     from walytis_vault.adapters.walytis.memory_chain import MemoryNetwork
 
-    room = intake_of(upstream.core().get_blockchain(chain_id))
-    assert room is not None
     intake.MAX_WAITING = 100  # type: ignore[misc]
-    chain = MemoryNetwork(5, manual=True).replica("stranger")
+    chain, upstreams = runtime.open_chain(chain_id), upstream.core().get_blockchain(chain_id)
+    nowhere = MemoryNetwork(5, manual=True).replica("stranger")
+    parents = [_short(nowhere.append(b"invented %d" % number)) for number in range(2)]
     for number in range(count):
-        ref = chain.append(b"invented %d" % number)
-        parents = {block_ids.key_of_short(p): p for p in block_ids.parents_of(ref.block_id)}
-        with room._lock:
-            room._stage(ref.key, block_ids.cid_of(ref.block_id), b"file", parents)
-    return room.waiting()
+        short, data = stranger_block(upstreams, parents, b"child %d" % number)
+        assert not chain.take_in(short, data)
+    waiting: int = chain.waiting()
+    return waiting
 
 
 def flood(runtime: Any, chain_id: str, count: int) -> dict[str, Any]:
@@ -66,6 +66,18 @@ def flood(runtime: Any, chain_id: str, count: int) -> dict[str, Any]:
         "blocks": sum(1 for _ in chain.blocks()),
         "found": all(chain.find(ref.key) == ref for ref in refs),
     }
+
+
+def spread_siblings(runtime: Any, chain_id: str, count: int) -> None:
+    """Have a stranger put siblings beside the first leaf and tell every peer of each, as for blocks of its own."""
+    chain, upstreams = runtime.open_chain(chain_id), upstream.core().get_blockchain(chain_id)
+    parents = [_short(chain.leaves()[0]), _short(next(iter(chain.blocks())))]
+    for number in range(count):
+        short, data = stranger_block(upstreams, parents, b"sibling %d" % number)
+        assert chain.take_in(short, data)
+        ref = chain.find(block_ids.key_of_short(short))
+        message = {"message": "New block!", "block_id": upstream.encode_bytes(ref.block_id)}
+        upstream.node().pubsub.publish(chain_id, msgspec.json.encode(message))
 
 
 def overlong(runtime: Any, chain_id: str, count: int) -> str:

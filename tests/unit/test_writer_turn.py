@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.log_world import Device, founded, note, open_log
+from walytis_vault.adapters.walytis import writer
 from walytis_vault.adapters.walytis.memory_chain import MemoryChain, MemoryNetwork
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain import faults
@@ -58,11 +59,18 @@ def _numbers(log: VaultLog) -> list[int]:
     return [event.position for event in log.recorder.read(after=FOUNDING_EVENTS)]
 
 
-def test_a_lone_caller_makes_the_block_itself(log: VaultLog, chain: Unlucky) -> None:
-    """One append after the other wakes no other thread."""
-    for number in range(20):
+def test_a_lone_caller_makes_the_block_itself(log: VaultLog, chain: Unlucky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the writer thread has nothing to do, one append after the other wakes no other thread."""
+    monkeypatch.setattr(writer, "IDLE_S", 3600.0)
+    log.recorder.append([to_dcb(note(0))])
+    pause, left = threading.Event(), 1000
+    while not log.writer._idle and left:
+        pause.wait(0.01)
+        left -= 1
+    chain.makers.clear()
+    for number in range(1, 20):
         log.recorder.append([to_dcb(note(number))])
-    assert chain.makers[1:] == [threading.current_thread().name] * 19
+    assert chain.makers == [threading.current_thread().name] * 19
 
 
 def test_what_a_caller_could_not_finish_the_thread_does(log: VaultLog, chain: Unlucky) -> None:
