@@ -129,15 +129,15 @@ class Judge:
         contexts = {p.context for p in parents}
         if len(contexts) == 1 and not any(p.membership for p in parents):
             return Place(contexts.pop(), depth)
-        known = {p.batch_id for p in parents if p.membership}
-        union = set(known).union(*(self._index.context(connection, c) for c in contexts))
-        return Place(self._index.context_id(connection, union), depth)
+        known: set[bytes] = {p.batch_id for p in parents if p.membership}
+        union = known.union(*(self._index.contexts.members(connection, c) for c in contexts))
+        return Place(self._index.contexts.number(connection, union, contexts), depth)
 
     def membership(self, connection: apsw.Connection, context: int) -> Membership:
         """The verdict on members and keys for one causal context."""
         found = self._memberships.get(context)
         if found is None:
-            facts = self.facts(connection, self._index.context(connection, context))
+            facts = self.facts(connection, self._index.contexts.members(connection, context))
             leads = Lineage(self._index, connection).leads
             found = self._memberships[context] = fold_membership(facts, self.root, leads)
             if len(self._memberships) > MEMBERSHIPS_CACHED:
@@ -147,6 +147,7 @@ class Judge:
     def forget(self) -> None:
         """A transaction was rolled back: the numbers of the contexts that it made are given again, to others."""
         self._memberships.clear()
+        self._index.contexts.forget()
 
     def facts(self, connection: apsw.Connection, batch_ids: frozenset[bytes] | None = None) -> list[MembershipFact]:
         """Membership events of some batches, or of all in the index (void ones included)."""
@@ -208,7 +209,7 @@ class Judge:
             raise UntrustedInputError("founding batch announces the keys of somebody other than the founder")
         self._check_signature(batch, keys.ed25519, keys.ml_dsa_65)
         self._check_first_key(keys)
-        context = self._index.context_id(connection, ())
+        context = self._index.contexts.number(connection, ())
         return Accepted(Place(context, ROOT_DEPTH), keys.member, self._unpack(batch), membership=True)
 
     def is_signed(self, batch: SignedBatch, ed25519: bytes, ml_dsa_65: bytes) -> bool:

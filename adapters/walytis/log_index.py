@@ -16,6 +16,8 @@ from eventsourcing.dcb.api import DCBQuery
 
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.walytis.block_verdicts import BlockVerdicts
+from walytis_vault.adapters.walytis.contexts import SCHEMA as CONTEXTS
+from walytis_vault.adapters.walytis.contexts import Contexts
 from walytis_vault.adapters.walytis.log_rows import (
     BATCH_COLUMNS,
     SCHEMA,
@@ -42,8 +44,9 @@ class LogIndex(BlockVerdicts):
     def __init__(self, database: Database) -> None:
         """Open the index and create its tables if they are missing."""
         super().__init__(database)
+        self.contexts = Contexts()
         with database.transaction() as connection:
-            connection.execute(SCHEMA)
+            connection.execute(SCHEMA + CONTEXTS)
         scrub_plain_digests(database)
         self._advanced = threading.Condition()
         self._listeners: set[threading.Event] = set()
@@ -364,18 +367,3 @@ class LogIndex(BlockVerdicts):
     def next_epoch(self, connection: apsw.Connection) -> None:
         """See `epoch`."""
         connection.execute("UPDATE epoch SET value = value + 1")
-
-    def context_id(self, connection: apsw.Connection, batch_ids: Iterable[bytes]) -> int:
-        """Intern a set of membership batches: most batches share one."""
-        packed = b"".join(sorted(set(batch_ids)))
-        row = connection.execute("SELECT context FROM contexts WHERE batch_ids = ?", (packed,)).fetchone()
-        if row is None:
-            connection.execute("INSERT INTO contexts(batch_ids) VALUES(?)", (packed,))
-            return connection.last_insert_rowid()
-        return int(row[0])
-
-    def context(self, connection: apsw.Connection, context: int) -> frozenset[bytes]:
-        """The membership batches of a context."""
-        row = connection.execute("SELECT batch_ids FROM contexts WHERE context = ?", (context,)).fetchone()
-        packed = bytes(row[0]) if row else b""
-        return frozenset(packed[i : i + 32] for i in range(0, len(packed), 32))

@@ -28,7 +28,7 @@ from walytis_vault.peers import protocol as p
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 JUNK = 10_000
 AT_A_TIME = 1_000
-SIBLINGS = 500
+SIBLINGS = 1_000
 AT_ONCE = 100
 """Siblings in one call."""
 GROWTH_MIB = 100
