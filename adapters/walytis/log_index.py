@@ -7,6 +7,7 @@ It stores and finds; it judges nothing (`judge.py`) and talks to no chain. All w
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -242,10 +243,17 @@ class LogIndex(BlockVerdicts):
                     replies.append(e)
         return replies
 
-    def has_tag(self, tag: str) -> bool:
-        """Whether any event carries the tag, pending ones included."""
+    def without_event(self, tags: Sequence[str]) -> list[str]:
+        """Those of the tags that no event carries, pending ones included."""
+        sql = "SELECT value FROM json_each(?) WHERE NOT EXISTS (SELECT 1 FROM tags WHERE tag = value)"
         with self.database.read() as connection:
-            return connection.execute("SELECT 1 FROM tags WHERE tag = ? LIMIT 1", (tag,)).fetchone() is not None
+            return [str(row[0]) for row in connection.execute(sql, (json.dumps(tags),))]
+
+    def payloads(self, topic: str, after: int, upto: int, limit: int) -> list[tuple[int, bytes]]:
+        """(position, payload) of up to `limit` events of one type with after < position <= upto, void ones included."""
+        sql = "SELECT position, data FROM events WHERE topic = ? AND position > ? AND position <= ? ORDER BY position"
+        with self.database.read() as connection:
+            return [(int(p), bytes(d)) for p, d in connection.execute(f"{sql} LIMIT ?", (topic, after, upto, limit))]
 
     def forks(self) -> list[tuple[str, int]]:
         """(device, number) for which more than one batch exists: proofs of a fork."""

@@ -8,11 +8,13 @@ without a ballot. Order of steps: security.md 3.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeVar
 
+import msgspec
 from eventsourcing.dcb.api import DCBAppendCondition, DCBQuery, DCBQueryItem
 from eventsourcing.persistence import IntegrityError
 
@@ -26,15 +28,28 @@ from walytis_vault.domain.limits import LIMITS
 from walytis_vault.domain.ports import Clock, ContentStore
 from walytis_vault.reading import read_state
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 RETRY_S: Final = 30.0
 """How soon an erasure that failed (a full disk, say) is tried again."""
-TRIGGERS: Final = [
-    ev.ForgettingProposed.TOPIC,
-    ev.ForgettingConsented.TOPIC,
-    ev.MemberRemoved.TOPIC,
-    ev.ContentPublished.TOPIC,
-]
+TRIGGERS: Final = [ev.ForgettingProposed.TOPIC, ev.ForgettingConsented.TOPIC, ev.MemberRemoved.TOPIC]
+"""What may decide a ballot. Publications are looked at too, but each start sees them all: only for what they bring."""
+PAGE: Final = 500
+"""Ballots or revisions that are decided on together (a count)."""
+SWEPT_AT_ONCE: Final = 10_000
+READ_AT_ONCE: Final = 5_000
+
+
+class _Brings(msgspec.Struct):
+    """What makes a publication matter here."""
+
+    content_id: bytes
+    revises: bytes | None = None
+    expires_ms: int | None = None
+
+
+_BRINGS: Final = msgspec.msgpack.Decoder(_Brings)
 
 
 class Eraser:
@@ -182,7 +197,8 @@ class Eraser:
 
     def _sweep(self) -> None:
         """Erase what a crash cut off between a content's bytes and its event; nobody was told that it is there."""
-        orphans = [c for c in self._unpublished if not self._log.index.has_tag(ev.content_tag(c))]
+        tags = {ev.content_tag(c): c for c in self._unpublished}
+        orphans = [tags[tag] for some in _parts(tags, SWEPT_AT_ONCE) for tag in self._log.index.without_event(some)]
         if orphans:
             _log.info("erasing %d contents that were never published", len(orphans))
             with self._lock:
@@ -191,40 +207,43 @@ class Eraser:
 
     def _follow(self) -> None:
         """Look at everything new; only afterwards count it as looked at."""
-        while True:
-            page = list(
-                self._log.read(DCBQuery(items=[DCBQueryItem(types=TRIGGERS)]), after=self._looked_at, limit=500)
-            )
-            if not page:
-                return
+        while (upto := self._log.index.horizon) > self._looked_at:
             ballots: set[bytes] = set()
-            late: set[bytes] = set()
-            for found in page:
+            for found in self._log.read(DCBQuery(items=[DCBQueryItem(types=TRIGGERS)]), after=self._looked_at):
                 event = ev.PRODUCT_EVENTS.decode(found.event.type, found.event.data)
                 if isinstance(event, ev.ForgettingProposed | ev.ForgettingConsented):
                     ballots.add(event.ballot_id)
                 elif isinstance(event, ev.MemberRemoved):
                     ballots |= self._all_ballots()
-                elif isinstance(event, ev.ContentPublished):
-                    if event.revises is not None:
-                        late.add(event.content_id)
-                    if event.expires_ms is not None and not self._store.erased(ContentId(event.content_id)):
-                        self._expiries[event.content_id] = event.expires_ms
-            self.settle(ballots)
-            self._forget_late(late)
-            self._looked_at = page[-1].position
+            for some in _parts(ballots, PAGE):
+                self.settle(some)
+            for some in _parts(self._look_at_publications(upto), PAGE):
+                self._forget_late(some)
+            self._looked_at = upto
+
+    def _look_at_publications(self, upto: int) -> list[bytes]:
+        """Note the expiries of new ones; returns the revisions among them."""
+        revisions: list[bytes] = []
+        after = self._looked_at
+        while page := self._log.index.payloads(ev.ContentPublished.TOPIC, after, upto, READ_AT_ONCE):
+            for after, payload in page:  # noqa: B007 - the last one is where the next page begins
+                brings = _BRINGS.decode(payload)
+                if brings.revises is not None:
+                    revisions.append(brings.content_id)
+                if brings.expires_ms is not None and not self._store.erased(ContentId(brings.content_id)):
+                    self._expiries[brings.content_id] = brings.expires_ms
+        return revisions
 
     def _all_ballots(self) -> set[bytes]:
         query = DCBQuery(items=[DCBQueryItem(types=[ev.ForgettingProposed.TOPIC])])
         found = (ev.PRODUCT_EVENTS.decode(e.event.type, e.event.data) for e in self._log.read(query))
         return {e.ballot_id for e in found if isinstance(e, ev.ForgettingProposed)}
 
-    def _forget_late(self, revisions: set[bytes]) -> None:
+    def _forget_late(self, revisions: Sequence[bytes]) -> None:
         """A revision of something that was forgotten is forgotten too, however late it arrives."""
-        if revisions:
-            with self._lock:
-                verdicts = read_state(self._log, contents=revisions).state.verdicts()
-                self._erase(i for i in revisions if i in verdicts and verdicts[i].forgetting == "carried")
+        with self._lock:
+            verdicts = read_state(self._log, contents=revisions).state.verdicts()
+            self._erase(i for i in revisions if i in verdicts and verdicts[i].forgetting == "carried")
 
     def _expire(self) -> None:
         """Erase contents whose publisher declared a time that has come, and their revisions."""
@@ -240,3 +259,10 @@ class Eraser:
                     self._append_once(ev.ContentErased(contents=(content,)), ev.content_tag(content))
             for content in part:
                 self._expiries.pop(content, None)
+
+
+def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items, `size` at a time."""
+    left = iter(items)
+    while part := list(itertools.islice(left, size)):
+        yield part

@@ -356,7 +356,7 @@ class Simulation:
         for content_id in self.contents:
             for node in nodes:
                 # In the log of each, void with its author's removal or not.
-                found = node.log.index.has_tag(ev.content_tag(content_id))
+                found = not node.log.index.without_event([ev.content_tag(content_id)])
                 assert found, self._where("an acknowledged publish is lost", node.device.name)
 
     def _verdicts(self, node: SimNode) -> dict[bytes, tuple[bool, str]]:
