@@ -80,6 +80,10 @@ class MemoryContentStore(SealedTexts):
             entry = self.entries.get(content_id)
             return entry is not None and entry.ciphertext is not None
 
+    def is_available(self, content_id: ContentId) -> bool:
+        """Whether ciphertext and key are here."""
+        return self.has_bytes(content_id) and self.content_key(content_id) is not None
+
     def verify(self, content_id: ContentId, root: Root) -> bool:
         """Compare the ciphertext with the root. False when missing, damaged or forgotten."""
         with self.lock:
