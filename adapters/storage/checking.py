@@ -6,6 +6,7 @@ key is noted, so that a content whose key is lost is not shown as available. Ref
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from walytis_vault.adapters.crypto.content_cipher import content_context, key_fits
@@ -29,6 +30,10 @@ class Checks:
     def is_available(self, content_id: ContentId) -> bool:
         """Whether ciphertext and key are here (by the index, and by what `check_key` found)."""
         return self._state.index.is_available(content_id)
+
+    def unsettled(self, content_ids: Sequence[ContentId]) -> list[ContentId]:
+        """Those (of at most 512) that are to be fetched: neither available, nor forgotten, nor dropped."""
+        return self._state.index.unsettled(content_ids)
 
     def verify(self, content_id: ContentId, root: Root) -> bool:
         """Read all ciphertext and compare with the root. False when missing, damaged or forgotten."""

@@ -280,6 +280,20 @@ class StoreIndex:
             found = connection.execute(_IS_AVAILABLE, (content_id, NOWHERE, content_id, content_id))
             return found.fetchone() is not None
 
+    def unsettled(self, content_ids: Sequence[ContentId]) -> list[ContentId]:
+        """Those (of at most 512) that are neither available, nor forgotten, nor dropped."""
+        marks = ",".join(f"?{n}" for n in range(1, len(content_ids) + 1))
+        sql = (
+            f"SELECT content_id FROM contents WHERE content_id IN ({marks}) AND place <> {NOWHERE} AND slot IS NOT NULL"
+            " AND NOT EXISTS (SELECT 1 FROM forgetting WHERE forgetting.content_id = contents.content_id)"
+            " AND NOT EXISTS (SELECT 1 FROM lost WHERE lost.content_id = contents.content_id AND part = 'key')"
+            f" UNION ALL SELECT content_id FROM forgotten WHERE content_id IN ({marks})"
+            f" UNION ALL SELECT content_id FROM dropped WHERE content_id IN ({marks})"
+        )
+        with self.database.read() as connection:
+            settled = {bytes(i) for (i,) in connection.execute(sql, content_ids)}
+        return [i for i in content_ids if i not in settled]
+
     def is_forgotten(self, content_id: ContentId) -> bool:
         """Whether the tombstone stands."""
         sql = "SELECT 1 FROM forgotten WHERE content_id = ?"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.canaries import find_canaries
-from support.content_stores import Kept, ciphertext, get, open_store, put
+from support.content_stores import Kept, ciphertext, get, new_id, open_store, put
 from support.faulty_files import FaultPlan, FaultyFileSystem, faulty_sqlite
 from support.killed_store import StoreKiller
 from walytis_vault.adapters.storage.content_store import DiskContentStore
@@ -143,3 +143,21 @@ def test_dropping_on_a_full_disk(tmp_path: Path, size: int) -> None:
         store.drop_bytes(put(store, bytes(size)).content_id)
         assert (tmp_path / "content" / "ballast").stat().st_size == 4 << 20
         store.close()
+
+
+def test_what_is_to_be_fetched_is_told_at_once(tmp_path: Path) -> None:
+    """What is not here whole is unsettled; what is here, was dropped or was forgotten is not."""
+    store, source = open_store(tmp_path / "home"), open_store(tmp_path / "source")
+    whole, dropped, gone = (put(store, os.urandom(700)).content_id for _ in range(3))
+    store.drop_bytes(dropped)
+    store.erase((gone,))
+    key_only, bytes_only = put(source, b"k"), put(source, b"b")
+    key = source.content_key(key_only.content_id)
+    assert key is not None
+    store.put_key(key_only.content_id, key)
+    bring_back(store, bytes_only, ciphertext(source, bytes_only), source.leaf_hashes(bytes_only.content_id))
+    wanted = [new_id(), key_only.content_id, bytes_only.content_id]
+    assert store.unsettled([whole, dropped, gone, *wanted]) == wanted
+    assert store.unsettled([]) == []
+    store.close()
+    source.close()

@@ -251,15 +251,14 @@ class Fetcher:
         query = DCBQuery(items=[DCBQueryItem(types=[ev.ContentPublished.TOPIC])])
         while not self._closing:
             page = list(self._log.recorder.read(query, after=self._looked_at, limit=PAGE))
+            sizes: dict[ContentId, int] = {}
             for found in page:
                 event = ev.PRODUCT_EVENTS.decode(found.event.type, found.event.data)
                 assert isinstance(event, ev.ContentPublished)
-                content_id = ContentId(event.content_id)
-                if not self._rule.wants(event.padded_length):
-                    continue
-                settled = self._store.is_available(content_id) or self._store.erased(content_id)
-                if not settled and not self._store.dropped(content_id):
-                    self._wishes.setdefault(content_id, _Wish(size=event.padded_length))
+                if self._rule.wants(event.padded_length):
+                    sizes[ContentId(event.content_id)] = event.padded_length
+            for content_id in self._store.unsettled(list(sizes)):
+                self._wishes.setdefault(content_id, _Wish(size=sizes[content_id]))
             if page:
                 self._looked_at = page[-1].position
             if len(page) < PAGE:
