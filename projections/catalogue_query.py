@@ -31,6 +31,8 @@ FOLLOWED: Final = ("available", "pending", "forgetting", "forgotten")
 State = Literal["available", "pending", "forgetting", "forgotten", "retracted"]
 CHUNK: Final = 256
 """Rows read at once (a count)."""
+AT_ONCE: Final = 5000
+"""Contents looked up in the store at once (a count)."""
 
 
 class CatalogueRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,13 +149,18 @@ class CatalogueQuery:
             mark, changed = self._local.changed(self._mark)
             if changed is None or changed:
                 with self._view.view.store.transaction() as connection:
-                    sql = f"SELECT content_id, kept FROM {self._rows}"
-                    known = {} if changed else {bytes(c): int(k) for c, k in connection.execute(sql)}
-                    contents = list(changed or known)
-                    now = zip(self._local.kept(contents), contents, strict=True)
-                    differ = [(kept, content_id) for kept, content_id in now if known.get(content_id) != kept]
-                    connection.executemany(f"UPDATE {self._rows} SET kept = ? WHERE content_id = ?", differ)
+                    for known in self._all(connection) if changed is None else (dict.fromkeys(changed, -1),):
+                        now = zip(self._local.kept(list(known)), known, strict=True)
+                        differ = [(kept, content_id) for kept, content_id in now if known[content_id] != kept]
+                        connection.executemany(f"UPDATE {self._rows} SET kept = ? WHERE content_id = ?", differ)
             self._mark = mark
+
+    def _all(self, connection: Connection) -> Iterator[dict[bytes, int]]:
+        """All contents and what is noted of them, some at a time."""
+        at, sql = 0, f"SELECT position, content_id, kept FROM {self._rows} WHERE position > ? ORDER BY position LIMIT ?"
+        while found := list(connection.execute(sql, (at, AT_ONCE))):
+            yield {bytes(content_id): int(kept) for _, content_id, kept in found}
+            at = int(found[-1][0])
 
     def _scan(self, plan: Plan, chunk: int, few: Condition | None) -> Iterator[Loaded]:
         """Walk in order; the alternatives of the state are walked side by side."""
