@@ -25,16 +25,19 @@ from walytis_vault.adapters.walytis.second_log import SecondLog
 from walytis_vault.adapters.walytis.vault_log import VaultLog, found_vault
 from walytis_vault.bundle.export import Exporter
 from walytis_vault.bundle.verify import verify_bundle
+from walytis_vault.domain.claims import content_id_of, device_name, prove_possession
 from walytis_vault.domain.events import ContentPublished, DeviceKeys, KeyAnnounced, VaultFounded, to_dcb
 from walytis_vault.ledger_account import read_account
 
 ROUNDS = 3
 
 
-def published(number: int) -> ContentPublished:
+def published(vault_id: str, author: str, number: int) -> ContentPublished:
     """A content, as far as the log goes."""
+    nonce = number.to_bytes(16, "big")
     return ContentPublished(
-        content_id=number.to_bytes(16, "big"),
+        content_id=content_id_of(vault_id, author, nonce),
+        nonce=nonce,
         root=os.urandom(32),
         padded_length=1024,
         header=os.urandom(56),
@@ -61,14 +64,16 @@ def main() -> None:
     home = Path(tempfile.mkdtemp(prefix="vault-bench-"))
     runtime, signer, clock = WalytisRuntime.start(home), HybridSigner.generate(), SystemClock()
     chain = runtime.create_chain("log")
+    me = device_name("did:bench:d", signer.key_id)
     keys = DeviceKeys(
-        member="did:bench:d",
-        device="did:bench:d",
+        member=me,
+        device=me,
         ed25519=signer.ed25519_public,
         ml_dsa_65=signer.ml_dsa_65_public,
         bus=bytes(32),
         peer_id=runtime.peer_id,
     )
+    keys = prove_possession(keys, chain.chain_id, signer)
     founded = VaultFounded(founder=keys.member, group="did:bench:g")
     root = found_vault(chain, signer, founded, KeyAnnounced(keys=keys), clock)
     log = VaultLog(
@@ -76,7 +81,7 @@ def main() -> None:
     )
     log.start()
     for number in range(count):
-        log.recorder.append([to_dcb(published(number))])
+        log.recorder.append([to_dcb(published(chain.chain_id, me, number))])
 
     def audit() -> None:
         with SecondLog(vault_id=chain.chain_id, root=root, verifier=HybridVerifier()) as again:

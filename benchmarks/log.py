@@ -27,11 +27,13 @@ from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.system import SystemClock
 from walytis_vault.adapters.walytis.runtime import WalytisRuntime
 from walytis_vault.adapters.walytis.vault_log import VaultLog, found_vault
+from walytis_vault.domain.claims import device_name, prove_possession
 from walytis_vault.domain.events import ContentRetracted, DeviceKeys, KeyAnnounced, VaultFounded, to_dcb
 from walytis_vault.domain.ids import BatchId
 from walytis_vault.domain.ports import Chain
 
 SECONDS_PER_ROUND = 4.0
+DID = "did:bench:d"
 
 
 def event(number: int) -> ContentRetracted:
@@ -103,14 +105,16 @@ def main() -> None:
     runtime = WalytisRuntime.start(home)
     chain, bare = runtime.create_chain("log"), runtime.create_chain("bare")
     signer = HybridSigner.generate()
+    me = device_name(DID, signer.key_id)
     keys = DeviceKeys(
-        member="did:bench:m",
-        device="did:bench:d",
+        member=me,
+        device=me,
         ed25519=signer.ed25519_public,
         ml_dsa_65=signer.ml_dsa_65_public,
         bus=bytes(32),
         peer_id=runtime.peer_id,
     )
+    keys = prove_possession(keys, chain.chain_id, signer)
     root = found_vault(
         chain, signer, VaultFounded(founder=keys.member, group="did:bench:g"), KeyAnnounced(keys=keys), SystemClock()
     )
@@ -166,9 +170,8 @@ def resident_mib() -> float:
 
 def open_log(path: Path, chain: Chain, signer: HybridSigner, root: BatchId) -> VaultLog:
     """A log on a chain."""
-    return VaultLog(
-        Database(path), chain, signer, HybridVerifier(), device="did:bench:d", root=root, clock=SystemClock()
-    )
+    device = device_name(DID, signer.key_id)
+    return VaultLog(Database(path), chain, signer, HybridVerifier(), device=device, root=root, clock=SystemClock())
 
 
 def reopen(path: Path, chain: Chain, signer: HybridSigner, root: BatchId) -> tuple[float, int]:
