@@ -67,6 +67,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """The columns of the order."""
         return ORDER[self.sort.lstrip("-")][0]
 
+    def without_states(self) -> Plan:
+        """The same, where what is here cannot be noted: every row is judged, and none left out before."""
+        indexed = tuple(c for c in self.indexed if c.column != "kept")
+        return msgspec.structs.replace(self, indexed=indexed, states=())
+
     def loosened(self, tight: Condition | None) -> tuple[Condition, ...]:
         """All that hold, without the alternatives: only the index of `tight` may be used."""
         return (*(c if c is tight else c.loose for c in self.indexed), *self.other)

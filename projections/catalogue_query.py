@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from walytis_vault.domain.errors import StorageFullError
 from walytis_vault.projections import paging
 from walytis_vault.projections.base import ERASED, HERE, Page, Request
 from walytis_vault.projections.catalogue_plan import Condition, Plan, all_of, any_of, make_plan
@@ -121,7 +122,10 @@ class CatalogueQuery:
     def _found(self, plan: Plan, chunk: int) -> Iterator[tuple[Stored, CatalogueRow]]:
         """Rows that fit, in order, after the cursor."""
         if plan.state in FOLLOWED:
-            self._follow()
+            try:
+                self._follow()
+            except StorageFullError:
+                plan = plan.without_states()  # slow, but a full disk keeps nobody from reading
         few = self._few(plan.indexed)
         found: Iterator[bytes] | None = None
         if plan.wanted:

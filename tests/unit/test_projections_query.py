@@ -12,7 +12,7 @@ import pytest
 from support.memory_log import MemoryLog
 from support.view_world import Vault, at, ballot, content, founded, hosting, proposed, published
 from walytis_vault.domain import events as ev
-from walytis_vault.domain.errors import MisuseError
+from walytis_vault.domain.errors import MisuseError, StorageFullError
 from walytis_vault.projections.audit import AuditRow, AuditView
 from walytis_vault.projections.base import Request
 from walytis_vault.projections.host import ProjectionHost
@@ -145,6 +145,26 @@ def test_states_agree_with_what_each_row_says(tmp_path: Path, *, follows: bool) 
                     found: list[Any] = list(host.query("catalogue", filters=asked).rows)
                     assert found == [row for row in rows if row.state == state], asked
     assert len(seen) == 5
+
+
+def test_states_can_be_asked_on_a_full_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what came and went cannot be noted, every row is looked at; later it is noted again."""
+    store = world.host._store
+
+    def full() -> Any:
+        raise StorageFullError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "transaction", full)
+        world.vault.drop(4)
+        world.vault.has(5, "came")
+        world.vault.erase(6)
+        gone, here = {4, 6}, {*range(0, 40, 2), 5}
+        assert world.numbers(state="available", sort="order") == sorted(here - gone)
+        assert world.numbers(state="forgotten", sort="size") == [6]
+        assert 4 in world.numbers(state="pending")
+        assert world.numbers(state="forgetting") == []
+    assert world.numbers(state="available", sort="order") == sorted(here - gone)
 
 
 def test_a_state_that_nothing_is_in_costs_no_look_at_the_others(world: World) -> None:
