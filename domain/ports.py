@@ -6,7 +6,7 @@ tests. Unless said otherwise a method may be called from any thread, and only `V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Protocol
 
 import msgspec
@@ -145,8 +145,11 @@ class Chain(Protocol):
         """
         ...
 
-    def leaves(self) -> list[BlockRef]:
-        """The blocks that no known block has as parent. Start here to find what was missed."""
+    def leaves(self, but: Set[bytes] = frozenset()) -> list[BlockRef]:
+        """The blocks that no known block has as parent, but those with these keys. Start here to find what was missed.
+
+        Leaving out costs next to nothing for each, whatever their number.
+        """
         ...
 
     def blocks(self) -> Iterator[BlockRef]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -135,11 +135,11 @@ class BlockIndex:
         with self._lock:
             return ancestry.height_of_block(key, self.parents, self._known_height, self._remember_height)
 
-    def leaves(self) -> list[bytes]:
-        """Long ids of the blocks that no known block has as parent."""
+    def leaves(self, but: Set[bytes] = frozenset()) -> list[bytes]:
+        """Long ids of the blocks that no known block has as parent, but those with these keys."""
         with self._lock:
-            keys = [bytes(row[0]) for row in self._db.execute("SELECT key FROM leaves").fetchall()]
-            return [entry.long_id for key in keys if (entry := self._entry(key))]
+            keys = [row[0] for row in self._db.execute("SELECT key FROM leaves").fetchall()]
+            return [entry.long_id for key in keys if key not in but and (entry := self._entry(key))]
 
     def leaf_keys(self, most: int) -> list[bytes]:
         """Keys of up to `most` of them."""

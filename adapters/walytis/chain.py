@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -182,10 +182,10 @@ class WalytisChain:
         intake = intake_of(self._chain)
         return 0 if intake is None else intake.waiting()
 
-    def leaves(self) -> list[BlockRef]:
-        """The blocks that no known block has as parent."""
+    def leaves(self, but: Set[bytes] = frozenset()) -> list[BlockRef]:
+        """The blocks that no known block has as parent. See the port."""
         self._look()
-        return [ref for long_id in self._index.leaves() if (ref := block_ids.readable_ref(long_id))]
+        return [ref for long_id in self._index.leaves(but) if (ref := block_ids.readable_ref(long_id))]
 
     def blocks(self) -> Iterator[BlockRef]:
         """Every known block, oldest index file first."""

@@ -12,7 +12,7 @@ import hashlib
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -242,10 +242,10 @@ class MemoryChain:
             raise NotYetAvailableError("no peer delivered the block: it is not on this replica")
         return block_ids.content_of(block.file_data, ref.block_id)
 
-    def leaves(self) -> list[BlockRef]:
-        """The blocks that no known block has as parent."""
+    def leaves(self, but: Set[bytes] = frozenset()) -> list[BlockRef]:
+        """The blocks that no known block has as parent. See the port."""
         with self._network.lock:
-            return [self._blocks[key].ref for key in self._leaves]
+            return [self._blocks[key].ref for key in self._leaves if key not in but]
 
     def blocks(self) -> Iterator[BlockRef]:
         """Every known block, in order of arrival."""

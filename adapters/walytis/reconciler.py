@@ -41,6 +41,10 @@ LOOK_EVERY_S: Final = 20.0
 ACCEPT_WAIT_S: Final = 2.0
 """How long batches from a member wait for the blocks that are being judged."""
 HINTS_KEPT: Final = 4096
+FETCHERS: Final = 4
+"""Threads that wait for blocks from peers, at most."""
+QUIET_LEAVES: Final = 1_000_000
+"""Leaves that are remembered as judged, 100 bytes each: strangers can make any number of them."""
 DEEP_WALK: Final = 20_000
 """Unknown blocks on one walk after which a sequential scan, which needs no memory, is the better way."""
 GENESIS_CONTENT: Final = b"Hello World, new blockchain getting born!"
@@ -64,6 +68,9 @@ class Reconciler:
         self._patience = patience
         self._wanted: dict[bytes, BlockRef] = {}
         """Blocks that are asked for from peers, aside."""
+        self._fetchers = 0
+        self._quiet: set[bytes] = set()
+        """Leaves that have a verdict."""
         self._below_own: set[bytes] = set()
         """Our last block and what it stands on, as far as it is known: most likely the next one stands on the same."""
         self._missing = False
@@ -207,7 +214,12 @@ class Reconciler:
     def _everywhere(self) -> list[BlockRef]:
         """Where a walk starts that is to find everything: the leaves, and what is known to be hidden below others."""
         hidden = (self._chain.find(key) for key in self._index.overdue.left(self._known))
-        return [*self._chain.leaves(), *(ref for ref in hidden if ref is not None)]
+        leaves = self._chain.leaves(self._quiet)
+        if len(self._quiet) > QUIET_LEAVES:
+            self._quiet = set()
+        # A block without a verdict that had one is overdue, so that these need never be asked after again.
+        self._quiet |= {ref.key for ref in leaves if self._known(ref.key)}
+        return [*leaves, *(ref for ref in hidden if ref is not None)]
 
     def _woken(self) -> bool:
         return self._closing or self._look or bool(self._hints and not self._local)
@@ -320,25 +332,25 @@ class Reconciler:
     def _fetch_aside(self, ref: BlockRef) -> None:
         """Get a block from peers while the others are judged; then it is hinted at."""
         with self._changed:
-            first = not self._wanted
             if len(self._wanted) < HINTS_KEPT:
                 self._wanted[ref.key] = ref
-        if first and self._thread.is_alive():
-            threading.Thread(target=self._fetch, name="log-fetch", daemon=True).start()
+            if not self._thread.is_alive() or self._fetchers >= FETCHERS:
+                return
+            self._fetchers += 1
+        threading.Thread(target=self._fetch, name="log-fetch", daemon=True).start()
 
     def _fetch(self) -> None:
-        while not self._closing:
+        while True:
             with self._changed:
-                ref = next(iter(self._wanted.values()), None)
-            if ref is None:
-                return
+                if self._closing or not self._wanted:
+                    self._fetchers -= 1
+                    return
+                _, ref = self._wanted.popitem()
             try:
                 self._chain.read(ref)
                 self.hint(ref)
             except VaultError as e:
                 _log.debug("a block is still missing: %s", e)  # the next look asks again
-            with self._changed:
-                self._wanted.pop(ref.key, None)
 
     def _judge(self, connection: apsw.Connection, ref: BlockRef, content: bytes) -> list[bytes]:
         """Give one block its verdict; return the keys of blocks that waited for it."""

@@ -53,6 +53,7 @@ def test_an_appended_block_is_there_when_append_returns(new_chain: NewChain) -> 
     assert chain.read(ref) == content
     assert chain.find(ref.key) == ref
     assert chain.leaves() == [ref]
+    assert chain.leaves({ref.key}) == []
     assert ref in list(chain.blocks())
     assert {leaf.key for leaf in before} <= set(ref.parents)
 

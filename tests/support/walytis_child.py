@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -157,9 +157,9 @@ class RemoteChain:
         content: bytes = self._child.call("read", chain=self._id, ref=plain, timeout=timeout)
         return content
 
-    def leaves(self) -> list[BlockRef]:
+    def leaves(self, but: Set[bytes] = frozenset()) -> list[BlockRef]:
         """See the port."""
-        return [self._ref(ref) for ref in self._child.call("leaves", chain=self._id)]
+        return [self._ref(ref) for ref in self._child.call("leaves", chain=self._id, but=list(but))]
 
     def blocks(self) -> Iterator[BlockRef]:
         """See the port."""
@@ -272,8 +272,8 @@ class _Server:
         content: bytes = self._chains[chain].read(msgspec.convert(ref, BlockRef), timeout=timeout)
         return content
 
-    def do_leaves(self, chain: str) -> Any:
-        return [_plain(ref) for ref in self._chains[chain].leaves()]
+    def do_leaves(self, chain: str, but: list[bytes]) -> Any:
+        return [_plain(ref) for ref in self._chains[chain].leaves(frozenset(but))]
 
     def do_blocks(self, chain: str) -> Any:
         return [_plain(ref) for ref in self._chains[chain].blocks()]

@@ -12,6 +12,7 @@ from walytis_vault.adapters.walytis.end_blocks import MOST, EndBlocks
 from walytis_vault.adapters.walytis.memory_chain import MemoryChain, MemoryNetwork
 from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain.events import to_dcb
+from walytis_vault.domain.ports import BlockRef
 
 
 class Dag:
@@ -132,3 +133,28 @@ def test_what_the_heads_stand_in_is_found_at_the_same_cost_in_any_log(tmp_path: 
         steps.append(count[0])
         log.close()
     assert steps[1] <= steps[0] + 20
+
+
+def test_leaves_that_were_judged_are_not_asked_after_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers' leaves stay leaves for ever: a look names them as known, and reads only what is new."""
+    network = MemoryNetwork(1, manual=True)
+    chain, device = network.replica("a"), Device("a")
+    log = open_log(tmp_path / "a", chain, device, founded(chain, device))
+    (parent,) = chain.leaves()
+    for number in range(50):
+        network.inject(b"junk %d" % number, parents=[parent])
+    for _ in range(2):
+        log.reconciler.catch_up()
+    given: list[int] = []
+    leaves = MemoryChain.leaves
+
+    def counting(self: MemoryChain, but: frozenset[bytes]) -> list[BlockRef]:
+        given.append(len(leaves(self, but)))
+        return leaves(self, but)
+
+    monkeypatch.setattr(MemoryChain, "leaves", counting)
+    log.reconciler.catch_up()
+    network.inject(b"one more", parents=[parent])
+    assert log.reconciler.catch_up() == 1
+    assert given == [0, 1]
+    log.close()

@@ -237,7 +237,7 @@ def test_nothing_that_goes_wrong_ends_the_thread(world: World, monkeypatch: pyte
     log.start()
     looked = threading.Semaphore(0)
 
-    def failing(_self: MemoryChain) -> list[BlockRef]:
+    def failing(_self: MemoryChain, _but: object) -> list[BlockRef]:
         looked.release()
         raise ZeroDivisionError("a bug")
 
@@ -274,4 +274,23 @@ def test_what_only_a_newer_version_reads_enters_after_the_upgrade(world: World) 
     log.reconciler.catch_up()
     assert log.index.horizon == FOUNDING_EVENTS + 2
     assert log.index.verdict_counts() == {"accepted": 3, "refused": 5, "unreadable": 1}
+    log.close()
+
+
+def test_what_is_missing_at_start_comes_by_itself_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start waits for no block of others, and goes on to ask for it when it runs."""
+    came, key = threading.Event(), world.put(world.batch()).key
+    read = MemoryChain.read
+
+    def slow(self: MemoryChain, ref: BlockRef, *, timeout: float = 10.0) -> bytes:
+        if ref.key == key and (timeout <= 0 or not came.wait(timeout)) and not came.is_set():
+            raise NotYetAvailableError("no peer has sent it yet")
+        return read(self, ref)
+
+    monkeypatch.setattr(MemoryChain, "read", slow)
+    log = world.open()
+    log.start()
+    assert log.index.horizon == FOUNDING_EVENTS
+    came.set()
+    assert log.index.wait_beyond(FOUNDING_EVENTS, timeout=15) == FOUNDING_EVENTS + 1
     log.close()
