@@ -3,7 +3,8 @@
 `python benchmarks/start.py [--contents 100000] [--rounds 3]` prints medians: from `Node.open` until requests are
 answered, the first `ls` after that, and the processor time that the node has used ten seconds later, when it has
 looked through everything. The contents are put there by the node's own parts (store, log, chain), many at a time,
-in a process that ends itself. Beside it: the same for an empty vault in the same run.
+in a process that ends itself. Beside it: the same for an empty vault in the same run. (`node_start.py` measures a
+log of which no content is here.)
 """
 
 from __future__ import annotations
