@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -253,13 +254,13 @@ def send(upload: UploadExchange, source: Source, progress: Progress | None) -> P
 def receive(download: DownloadExchange, to: object | None, progress: Progress | None) -> bytes | None:
     """Stream a content down, into memory or a target; blocks."""
     target = None if to is None else Target(to)
-    pieces: list[memoryview] = []
+    memory = BytesIO()  # grows in place and hands out what it holds: no second copy of a large content
     try:
         download.start()
         done = 0
         while (piece := download.next()) is not None:
             if target is None:
-                pieces.append(piece)
+                memory.write(piece)
             else:
                 target.write(piece)
             done += len(piece)
@@ -267,7 +268,7 @@ def receive(download: DownloadExchange, to: object | None, progress: Progress | 
             if progress is not None:
                 progress(done, download.length)
         if target is None:
-            return b"".join(pieces)
+            return memory.getvalue()
         target.finish()
         return None
     except MemoryError as e:
