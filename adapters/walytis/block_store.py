@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +38,10 @@ class BlockStore:
         Raises:
             StorageError, StorageFullError: nothing, or only unreferenced nodes, were stored.
         """
-        nodes = unixfs.nodes_of(file_data)
+        return self.put_nodes(unixfs.nodes_of(file_data))
+
+    def put_nodes(self, nodes: Sequence[unixfs.Node]) -> str:
+        """Store the nodes of a file, the root last. See `put`."""
         try:
             for node in nodes:
                 self._put_node(node)

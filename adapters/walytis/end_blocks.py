@@ -47,6 +47,7 @@ class EndBlocks:
             is_leaf: nothing that is known stands on it already.
         """
         with self._lock:
+            by_name = bool(self._named)
             for parent in parents:
                 self._leaves.pop(parent, None)
                 if parent == self._own and is_leaf:
@@ -57,7 +58,7 @@ class EndBlocks:
                 self._leaves[key] = None
             if own:
                 self._own = key
-                if self._named:
+                if by_name:
                     self._named[key] = None
             while len(self._leaves) > MOST:
                 del self._leaves[next(leaf for leaf in self._leaves if leaf != self._own)]

@@ -141,9 +141,10 @@ class FastPaths:
             if running is None or len(file_data) > unixfs.MAX_FILE_BYTES:
                 original_publish(self, blockchain_id, skip_pubsub)
                 return
-            if running.is_block_cid_known(unixfs.cid_of(file_data)):
+            nodes = unixfs.nodes_of(file_data)
+            if running.is_block_cid_known(unixfs.text_of(nodes[-1].multihash)):
                 raise fast._networking.IpfsCidExistsError()
-            self._ipfs_cid = fast._store.put(file_data)
+            self._ipfs_cid = fast._store.put_nodes(nodes)
             fault("chain.stored")
             self.generate_id()
             setattr(self, _ANNOUNCE, blockchain_id)

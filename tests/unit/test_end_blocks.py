@@ -65,7 +65,7 @@ def test_what_the_log_names_is_chosen_and_nothing_else() -> None:
     dag.ends.build_on([])
     assert dag.chosen() == ["two", "other"]
     dag.add("own", "two", "other", own=True)
-    dag.ends.build_on([b"own"])
+    dag.add("junk", "genesis")
     assert dag.chosen() == ["own"]
 
 
