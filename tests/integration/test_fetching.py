@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.command_line import ENVIRONMENT, words_for
+from support.disk_keys import sealed_slots
 from support.faulty_process import FAULT_VARIABLE
 from support.paced_process import MEET_VARIABLE, PATIENT_VARIABLE
 from support.peer_nodes import Member, eventually, found, join, meet
@@ -205,12 +206,16 @@ def flip(path: Path, *offsets: int) -> None:
             file.write(bytes([byte ^ 1]))
 
 
-def test_the_audit_names_damage_and_repairs_it_from_a_peer(members: tuple[Member, Member, Member]) -> None:
-    """Flipped bits in a large and in small contents of one node: the audit names each, and they read right again."""
+def test_the_audit_names_damage_and_repairs_it_from_a_peer(
+    members: tuple[Member, Member, Member], tmp_path: Path
+) -> None:
+    """Flipped bits in a large and in small contents, and in a key: the audit names each, and they read right again."""
     a, b, _ = members
     data = secrets.token_bytes(6 * MIB)
     large, small = a.client.publish(data).content_id, a.client.publish(data[:3000]).content_id
+    keyless = a.client.publish(b"its key will be lost").content_id
     known(b, small, "available")
+    known(b, keyless, "available")
     known(b, large)
     assert b.client.request(large, timeout=PATIENCE_S) == data
     known(b, large, "available")
@@ -218,16 +223,20 @@ def test_the_audit_names_damage_and_repairs_it_from_a_peer(members: tuple[Member
     flip(store / "blobs" / f"{large}.blob", 2 * MIB + 5)
     for pack in (store / "packs").iterdir():
         flip(pack, *range(100, pack.stat().st_size, 1000))
+    slots = sealed_slots(b.home, tmp_path / "copy")
+    flip(store / "keys.slots", *(slot.offset + 40 for slot in slots if slot.content_id.hex() == keyless))
     report = b.client.audit(read_data=True)
     damaged = {entry["content_id"]: entry["repaired"] for entry in report["damaged"]}
-    assert damaged.keys() >= {large, small}
+    assert damaged.keys() >= {large, small, keyless}
+    assert damaged[keyless]
     assert damaged[large]
     assert damaged[small]
     assert moved(b, "received") - before < 3 * MIB
     assert b.client.request(large) == data
     assert b.client.request(small) == data[:3000]
     again = b.client.audit(read_data=True)
-    assert not {large, small} & {entry["content_id"] for entry in again["damaged"]}
+    assert b.client.request(keyless) == b"its key will be lost"
+    assert not {large, small, keyless} & {entry["content_id"] for entry in again["damaged"]}
 
 
 def test_damage_that_nobody_can_repair_is_reported(members: tuple[Member, Member, Member]) -> None:

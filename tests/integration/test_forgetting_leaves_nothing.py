@@ -73,7 +73,7 @@ class Scene:
             "revision's ciphertext": pack.read_bytes()[-48:-16],
             "large ciphertext": start[5000:],
         }
-        slots = sealed_slots(self.home, self._outside / "copy", passphrase)
+        slots = {slot.key: slot.sealed for slot in sealed_slots(self.home, self._outside / "copy", passphrase)}
         self.at_rest |= {f"sealed {name}": slots[key] for name, key in self.keys.items()}
         return [small, whole]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from walytis_vault.adapters.storage.secrets_file import SecretsFile
 from walytis_vault.adapters.storage.slots import HEADER_BYTES, SLOT_BYTES, SlotFile
@@ -43,8 +44,18 @@ def keys_on_disk(home: Path, scratch: Path) -> set[bytes]:
     return found
 
 
-def sealed_slots(home: Path, scratch: Path, passphrase: str | None = None) -> dict[bytes, bytes]:
-    """Content key -> the bytes of the slot that it is sealed in. The node may run.
+class Slot(NamedTuple):
+    """A slot that holds a key."""
+
+    offset: int
+    """Where it begins in the slot file."""
+    content_id: bytes
+    key: bytes
+    sealed: bytes
+
+
+def sealed_slots(home: Path, scratch: Path, passphrase: str | None = None) -> list[Slot]:
+    """Every slot in use. The node may run.
 
     Args:
         scratch: a folder for copies, outside of what is scanned; it must not exist.
@@ -57,12 +68,12 @@ def sealed_slots(home: Path, scratch: Path, passphrase: str | None = None) -> di
     keys = VaultKeys.open(copied.keys, OsFileSystem(), passphrase)
     slots = SlotFile(copied.store / "keys.slots", OsFileSystem(), keys, copied.config().vault_id)
     raw = slots.whole()
-    found = {}
+    found = []
     for number in range(slots.capacity):
         held = slots.read(number)
         if held is not None:
             start = HEADER_BYTES + number * SLOT_BYTES
-            found[bytes(held[1])] = raw[start : start + SLOT_BYTES]
+            found.append(Slot(start, bytes(held[0]), bytes(held[1]), raw[start : start + SLOT_BYTES]))
     slots.close()
     return found
 
