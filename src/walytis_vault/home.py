@@ -21,7 +21,7 @@ from walytis_vault.domain.errors import AlreadyRunningError, MisuseError, Storag
 from walytis_vault.domain.events import DidText, Digest
 from walytis_vault.domain.ports import FileSystem
 
-HOME_FORMAT: Final = 1
+HOME_FORMAT: Final = 2
 Network = Literal["loopback", "lan", "public"]
 FetchMode = Literal["all", "small", "on-request"]
 NETWORKS: Final = ("loopback", "lan", "public")
@@ -121,7 +121,10 @@ class Home:
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise StorageError(f"{path} is damaged: restore it from a backup") from e
         if config.format != HOME_FORMAT:
-            raise StorageError(f"{self.path} has format {config.format}: this version reads format {HOME_FORMAT}")
+            raise StorageError(
+                f"{self.path} has format {config.format}, and this version reads format {HOME_FORMAT}: use the version"
+                " that made it (format 1 was made before the first release, and is read by none)"
+            )
         return config
 
     def is_vault(self) -> bool:
