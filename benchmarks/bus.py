@@ -50,7 +50,7 @@ def serve(home: Path, secret: str) -> None:
 
 
 def bare(path: str, secret: str) -> None:
-    """Child: a ROUTER that echoes, and sends as many chunks as a number asks for."""
+    """Child: a ROUTER that echoes, answers with as many bytes as it is asked for, and sends as many chunks."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.linger = 0
@@ -62,7 +62,9 @@ def bare(path: str, secret: str) -> None:
         rid, message = router.recv_multipart()
         if message == b"end":
             break
-        if len(message) > 100:
+        if message.startswith(b"reply "):
+            router.send_multipart([rid, bytes(int(message[6 : message.index(b"|")]))])
+        elif len(message) > 100:
             router.send_multipart([rid, message])
         else:
             for _ in range(int(message)):
@@ -110,6 +112,12 @@ def bare_socket(folder: Path) -> Iterator[zmq.Socket[bytes]]:
     dealer.send(b"end")
     child.end()
     context.destroy(linger=0)
+
+
+def exchange(dealer: zmq.Socket[bytes], sent: int, taken: int) -> None:
+    """Send about so many bytes, and take so many."""
+    dealer.send((b"reply %d|" % taken).ljust(sent))
+    dealer.recv()
 
 
 def latency(work: Callable[[], object], count: int = 1000) -> tuple[float, float]:

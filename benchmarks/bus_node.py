@@ -1,8 +1,9 @@
 """The bus in front of a real node on a real chain: client processes that publish, request and follow.
 
-`python benchmarks/bus_node.py [--rounds 3] [--mib 256] [--publishes 500]` prints medians. Every publish counts when it
-is acknowledged: ciphertext and event on disk, and the event's block on the chain. The bare block that a lone publish is
-compared with is in `benchmarks/log.py`; the bare socket here is pyzmq with CURVE. Node and clients share the cores.
+`python benchmarks/bus_node.py [--rounds 3] [--mib 256] [--publishes 500]` prints medians, and of each target whether it
+is met. Every publish counts when it is acknowledged: ciphertext and event on disk, and the event's block on the chain.
+Beside it in the same run: pyzmq with CURVE, for exchanges of as many bytes as the call before and for the large
+transfer, and a bare block as upstream makes it (see `benchmarks/log.py`). Node and clients share the cores.
 """
 
 from __future__ import annotations
@@ -20,13 +21,47 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("src", "tests", "benchmarks")]
 
-from bus import MIB, bare_socket, latency, rate  # noqa: E402
+from bus import MIB, bare_socket, bare_transfer, exchange, latency, rate  # noqa: E402
+from log import upstream_block  # noqa: E402
 
 from walytis_vault import AsyncClient, Client, Node  # noqa: E402
 
 PROCESSES = 8
 AT_ONCE = 16
 """Publishes that each process has under way."""
+
+
+TARGETS: list[tuple[str, str, str, float]] = [
+    ("publish 1 KiB, 8 processes, on the chain: 1/s", "", ">=", 1000),
+    ("publish 1 KiB, one at a time: p50 ms", "bare block of upstream: p50 ms", "<=", 2),
+    ("request 1 KiB: p50 ms", "", "<=", 1),
+    ("request, no file: MiB/s", "", ">=", 600),
+    ("8 clients at once, each: MiB/s", "", ">=", 64),
+]
+"""What, divided by what (or nothing), and the bound."""
+
+
+def judged(medians: dict[str, float]) -> None:
+    """Print each target, and whether it is met."""
+    for name, by, sign, bound in TARGETS:
+        value = medians[name] / (medians[by] if by else 1)
+        met = value >= bound if sign == ">=" else value <= bound
+        print(f"{name + (f' / {by}' if by else ''):88} {value:8.2f} {sign} {bound:g}: {'met' if met else 'MISSED'}")
+
+
+def per_call(client: Client, work: Callable[[], object]) -> tuple[int, int]:
+    """Bytes to and from the node for one call, as the node counts them."""
+
+    def totals() -> dict[str, int]:
+        found: dict[str, int] = client.status().details["bus"]["totals"]
+        return found
+
+    first, between = totals(), totals()
+    work()
+    last = totals()
+    names = ("bytes_in", "bytes_out")
+    sent, taken = (last[name] - 2 * between[name] + first[name] for name in names)
+    return sent, taken
 
 
 def cpu_seconds(pid: int) -> float:
@@ -128,14 +163,20 @@ def main() -> None:
                 p50, p99 = latency(lambda: (dealer.send(echo), dealer.recv()))
                 note("bare CURVE echo 1 KiB: p50 ms", p50)
                 note("bare CURVE echo 1 KiB: p99 ms", p99)
+                note("bare block of upstream: p50 ms", upstream_block())
+                note("bare CURVE transfer: MiB/s", rate(size, lambda: bare_transfer(dealer, size)))
                 for name, work in {
                     "wait_for (the bus alone)": lambda: client.wait_for(1),
                     "request 1 KiB": lambda: client.request(small),
                     "status": client.status,
                 }.items():
+                    sent, taken = per_call(client, work)
+                    bare, _ = latency(lambda s=sent, t=taken: exchange(dealer, s, t), 500)
                     p50, p99 = latency(work, 500)
                     note(f"{name}: p50 ms", p50)
                     note(f"{name}: p99 ms", p99)
+                    note(f"  a bare exchange of as many bytes as {name}: p50 ms", bare)
+                    note(f"  {name} / bare: p50", p50 / bare)
                 p50, p99 = latency(lambda: client.publish(os.urandom(1024)), 200)
                 note("publish 1 KiB, one at a time: p50 ms", p50)
                 note("publish 1 KiB, one at a time: p99 ms", p99)
@@ -149,7 +190,8 @@ def main() -> None:
                 client.forget(large)
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for name, values in found.items():
-        print(f"{name:52} {statistics.median(values):10.2f}")
+        print(f"{name:72} {statistics.median(values):10.2f}")
+    judged({name: statistics.median(values) for name, values in found.items()})
 
 
 if __name__ == "__main__":
