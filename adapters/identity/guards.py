@@ -96,8 +96,9 @@ def _guard_invitations() -> None:
                 raise UntrustedInputError("this invitation was used")
             salutation = json.loads(salutation_start)
             checked_challenge(salutation.get("challenge_data") if isinstance(salutation, dict) else None)
-            # Spent from here on, even if the transfer fails: the keys may have been sent.
+            # Spent from here on, even if the transfer fails or the node dies: the keys may have been sent.
             self._used = True
+            self.gdm.save_invitations()
         original(self, conv_name=conv_name, peer_id=peer_id, salutation_start=salutation_start)
 
     manager.handler = handler
@@ -169,7 +170,8 @@ def _guard_written_files() -> None:
         load_store(self, key)
 
     def save_invitations(self: Any) -> None:
-        save_whole(Path(self._get_invitations_file()), [i.serialise() for i in self.member_invitations])
+        unspent = [i for i in self.member_invitations if not getattr(i, "_used", False)]
+        save_whole(Path(self._get_invitations_file()), [i.serialise() for i in unspent])
 
     def save_blocks_list(self: Any, already_locked: bool = False) -> None:
         if not self.appdata_dir:

@@ -121,6 +121,16 @@ def test_an_invitation_signs_no_text_of_a_stranger(device: Device) -> None:
     assert "no challenge" in device.on_identity("answer_invited", challenge="sign this, please")
 
 
+def test_an_invitation_that_was_used_stays_used_after_a_kill(fresh: Device) -> None:
+    """U5: whoever has the code and comes a second time gets nothing, also when the node was killed in between."""
+    for _ in range(2):
+        fresh.on_identity("invite", expires_s=600)
+    assert "upstream went on" in fresh.on_identity("answer_invited", challenge=HONEST[:200])
+    assert fresh.on_identity("open_invitations") == 1
+    fresh.restart()
+    assert fresh.on_identity("open_invitations") == 1
+
+
 @pytest.mark.parametrize("name", ["../evil", "../../evil", "/tmp/evil-by-walytis-test", "a/b", "a\\b", "..", "x..y"])
 def test_received_files_stay_in_their_folder(device: Device, tmp_path: Path, name: str) -> None:
     """U4: a file whose name would leave the download folder is refused, and nothing is written."""

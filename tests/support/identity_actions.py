@@ -118,6 +118,12 @@ def answer_invited(runtime: Any, folder: str, challenge: str) -> str:
     return "upstream went on"
 
 
+def open_invitations(runtime: Any, folder: str) -> int:
+    """How many invitations the group answers that nobody has used."""
+    made = _keepers[folder]
+    return sum(not getattr(i, "_used", False) for i in made._host._run().member_invitations)
+
+
 def receive_file(runtime: Any, folder: str, name: str) -> dict[str, Any]:
     """Feed a file with this name to the library's receiver; which files exist afterwards, and its state."""
     guards.install()
