@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -40,6 +41,8 @@ LOOK_EVERY_S: Final = 20.0
 """How often the leaves are looked at when no hint comes."""
 ACCEPT_WAIT_S: Final = 2.0
 """How long batches from a member wait for the blocks that are being judged."""
+LOCAL_S: Final = 1.0
+"""For how long a hint is taken for our own block, whose making may fail and be tried again for hours."""
 HINTS_KEPT: Final = 4096
 FETCHERS: Final = 4
 """Threads that wait for blocks from peers, at most."""
@@ -82,7 +85,7 @@ class Reconciler:
         self._progress = progress
         self._hints: dict[bytes, BlockRef] = {}
         self._look = False
-        self._local = False
+        self._local_until = 0.0
         self._changed = threading.Condition()
         self._closing = False
         self._judging = threading.Lock()
@@ -115,13 +118,13 @@ class Reconciler:
             else:
                 self._look = True
             # While our own writer makes a block, the hint is most likely about that one: it says so in a moment.
-            if not self._local:
+            if not self._is_local():
                 self._changed.notify()
 
     def local_begin(self) -> None:
         """Our own writer starts to make a block."""
         with self._changed:
-            self._local = True
+            self._local_until = time.monotonic() + LOCAL_S
 
     def local_block(self, ref: BlockRef) -> None:
         """Our own writer made this block: nothing needs to be judged but what it stands on."""
@@ -133,7 +136,7 @@ class Reconciler:
             below, found = list(ref.parents), {}
         self._index.overdue.note(below)
         with self._changed:
-            self._local = False
+            self._local_until = 0.0
             self._hints.pop(ref.key, None)
             self._hints.update(found)
             if self._hints or self._look:
@@ -222,7 +225,10 @@ class Reconciler:
         return [*leaves, *(ref for ref in hidden if ref is not None)]
 
     def _woken(self) -> bool:
-        return self._closing or self._look or bool(self._hints and not self._local)
+        return self._closing or self._look or bool(self._hints and not self._is_local())
+
+    def _is_local(self) -> bool:
+        return time.monotonic() < self._local_until
 
     def _walk(self, start: Iterable[BlockRef]) -> int:
         """Judge unknown ancestors of `start`, parents first."""

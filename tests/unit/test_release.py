@@ -294,3 +294,17 @@ def test_what_is_missing_at_start_comes_by_itself_later(world: World, monkeypatc
     came.set()
     assert log.index.wait_beyond(FOUNDING_EVENTS, timeout=15) == FOUNDING_EVENTS + 1
     log.close()
+
+
+def test_hints_are_heard_while_no_block_of_our_own_can_be_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of our own that is begun and never done, as on a full disk, makes nobody deaf to others' blocks."""
+    monkeypatch.setattr(reconciler, "LOCAL_S", -1.0)
+    monkeypatch.setattr(reconciler, "LOOK_EVERY_S", 3600.0)
+    log = world.open()
+    log.start()
+    log.reconciler.hint(world.put(world.batch()))
+    assert log.index.wait_beyond(FOUNDING_EVENTS, timeout=15) == FOUNDING_EVENTS + 1
+    log.reconciler.local_begin()
+    log.reconciler.hint(world.put(world.batch()))
+    assert log.index.wait_beyond(FOUNDING_EVENTS + 1, timeout=15) == FOUNDING_EVENTS + 2
+    log.close()
