@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,9 @@ import zmq
 from support.bus_world import World
 from support.raw_client import Raw, eventually, ident, rss
 from walytis_vault.bus.calls import Call, OpenCall, PublishCall, QueryCall, StatusCall, SubscribeCall
+from walytis_vault.bus.peer import Peer
 from walytis_vault.bus.protocol import BusLimits, Kind, Nothing
-from walytis_vault.bus.security import add_client
+from walytis_vault.bus.security import ClientEntry, add_client
 from walytis_vault.domain.errors import TimedOutError
 
 MakeWorld = Callable[[BusLimits], World]
@@ -256,3 +259,21 @@ def test_open_and_cancel_is_counted(make: MakeWorld, monkeypatch: pytest.MonkeyP
     assert world.client().status().position == 1
     assert eventually(lambda: not world.service.readers and not world.service.sessions)
     raw.close()
+
+
+def test_a_cut_ends_only_its_own_connection() -> None:
+    """A connection's descriptor is shut down while it is that connection's, and let be when it is another's by now."""
+    near, far = socket.socketpair()
+    peer = Peer(b"\0rid1", ClientEntry(name="a", public_key="k" * 40, verbs=()), near.fileno(), 0.0)
+    others = socket.socketpair()
+    kept = os.dup(near.fileno())
+    os.dup2(others[0].fileno(), near.fileno())
+    peer.shut_down()
+    others[1].sendall(b"x")
+    assert others[0].recv(1) == b"x"
+    os.dup2(kept, near.fileno())
+    peer.shut_down()
+    assert far.recv(1) == b""
+    os.close(kept)
+    for s in (near, far, *others):
+        s.close()
