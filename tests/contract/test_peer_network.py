@@ -179,6 +179,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.close()
 
 
+@pytest.mark.long
 def test_devices_that_deliver_slowly_cut_nobody_off(world: World) -> None:
     """While more devices than can be caught up with at once keep us waiting, another one is met and stays in reach."""
     slow = [world.add(f"slow{n}", has=9) for n in range(net.PULLS + 2)]

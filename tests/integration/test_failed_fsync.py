@@ -12,7 +12,9 @@ from support.peer_nodes import eventually
 from walytis_vault import Client, Node, VaultError, node
 
 
-@pytest.mark.parametrize("sync", [1, 2], ids=["of the store", "of the log"])
+@pytest.mark.parametrize(
+    "sync", [pytest.param(1, marks=pytest.mark.long, id="of the store"), pytest.param(2, id="of the log")]
+)
 def test_a_node_whose_fsync_failed_ends_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: int) -> None:
     """It says so in its log; the same request to the next one is answered with a content that reads back."""
     home, told = tmp_path / "home", tmp_path / "fail"

@@ -76,7 +76,7 @@ PUBLISH_POINTS = (
 
 
 @pytest.mark.parametrize(
-    "point", [p if p in ("publish.after_content", "append.after_block") else pytest.param(p, marks=pytest.mark.long)
+    "point", [p if p == "append.after_block" else pytest.param(p, marks=pytest.mark.long)
               for p in PUBLISH_POINTS]
 )  # fmt: skip
 def test_a_publish_cut_off_at_any_step_happens_once(home: Path, plan_crash: pytest.MonkeyPatch, point: str) -> None:

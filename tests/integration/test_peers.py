@@ -205,7 +205,8 @@ def test_a_second_device_is_the_same_member(pair: tuple[Member, Member, str], tm
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("nodes", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("nodes", [2, 3])
 def test_the_demo_with_several_nodes_does_all_its_steps(tmp_path: Path, nodes: int) -> None:
     """`demo --nodes N` ends well, says how, and leaves nothing in the temporary folder."""
     temporary = tmp_path / "temporary"

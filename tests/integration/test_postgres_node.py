@@ -31,6 +31,7 @@ def hashes(client: Client) -> dict[str, str]:
     return {name: view.hash for name, view in client.status().views.items()}
 
 
+@pytest.mark.long
 def test_forgotten_content_is_not_in_the_databases_files(tmp_path: Path, postgres: PostgresServer) -> None:
     """No name and no plaintext is ever in the server's folder; what is left there opens under no key that is left.
 

@@ -235,6 +235,7 @@ def test_a_member_that_serves_lies_is_not_believed(trio: Trio) -> None:
         assert member.client.audit(read_data=True)["ok"]
 
 
+@pytest.mark.long
 def test_who_missed_a_new_key_works_with_it(trio: Trio, tmp_path: Path) -> None:
     """One is off while another comes back from a backup with a new key at a new address: each reads the other's."""
     a, b, c = trio
