@@ -84,6 +84,12 @@ def cid_of(block_id: bytes) -> str:
     return checked_cid(fields[1])
 
 
+def maker_of(block_id: bytes) -> str:
+    """The peer id that a block id names as its maker's, which nobody vouches for; "" when there is none."""
+    fields = short_of(block_id).split(_FIELD_SEPARATOR, 3)
+    return fields[2].decode(errors="replace") if len(fields) == 4 else ""
+
+
 def checked_cid(cid: bytes | str) -> str:
     """A cid as text, if it is one. Raises UntrustedInputError."""
     raw = cid.encode() if isinstance(cid, str) else bytes(cid)

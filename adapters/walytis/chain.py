@@ -120,7 +120,7 @@ class WalytisChain:
         except (FileNotFoundError, StorageError):
             if timeout <= 0:
                 raise NotYetAvailableError("the block is not on this node's disk: ask with more patience") from None
-        file_data = self._fetcher.fetch(cid, timeout)
+        file_data = self._fetcher.fetch(cid, timeout, block_ids.maker_of(ref.block_id))
         content = block_ids.content_of(file_data, ref.block_id)
         if self._known(ref.key):
             try:
@@ -151,6 +151,18 @@ class WalytisChain:
         """The whole file of a known block, to hand to a peer that takes it in. See `read` for errors."""
         self.read(ref)
         return self._read_file(self._block_path(block_ids.cid_of(ref.block_id)), block_ids.cid_of(ref.block_id))
+
+    def file_of(self, cid: str) -> bytes | None:
+        """The whole file of a known block of this chain by its content id; None when it is not here, or damaged.
+
+        Raises:
+            UntrustedInputError: not a content id.
+        """
+        path = self._block_path(block_ids.checked_cid(cid))
+        try:
+            return self._read_file(path, cid)
+        except (FileNotFoundError, VaultError):
+            return None
 
     def take_in(self, block_id: bytes, file_data: bytes) -> bool:
         """Take in a block that a peer sent on another way than gossip, which is far quicker for many.

@@ -248,7 +248,7 @@ class Intake:
                 self._in_work.add(key)
             try:
                 cid = block_ids.cid_of(short)
-                file_data = self._fetcher.fetch(cid, FETCH_TIMEOUT)
+                file_data = self._fetcher.fetch(cid, FETCH_TIMEOUT, block_ids.maker_of(short))
                 with self._lock:
                     self._in_work.discard(key)
                 self.take_in(cid, file_data)

@@ -16,7 +16,7 @@ from walytis_vault.adapters.walytis import gossip, kubo_repo, quiet, recovery, s
 from walytis_vault.adapters.walytis.block_store import BlockStore
 from walytis_vault.adapters.walytis.chain import WalytisChain
 from walytis_vault.adapters.walytis.fast_paths import FastPaths
-from walytis_vault.adapters.walytis.fetch import Fetcher
+from walytis_vault.adapters.walytis.fetch import Fetcher, Source
 from walytis_vault.adapters.walytis.files import make_private_folder
 from walytis_vault.domain.errors import MisuseError, TransportError, UnknownIdError, VaultError
 
@@ -167,6 +167,14 @@ class WalytisRuntime:
         """Ids of the peers that are connected now."""
         with _our_errors("list peers"):
             return sorted(set(upstream.node().peers.list_ids() or ()))
+
+    def ask_first(self, source: Source) -> None:
+        """Ask here for a block before Kubo, from now on. See `Fetcher.ask_first`."""
+        self._fetcher.ask_first(source)
+
+    def blocks_fetched(self) -> dict[str, int]:
+        """How many blocks came on which way since the start."""
+        return {"from_members": self._fetcher.from_members, "from_kubo": self._fetcher.from_kubo}
 
     def tunnels(self) -> Tunnels:
         """Upstream's tunnels. They raise upstream's errors; the exchange adapter converts them."""

@@ -204,6 +204,7 @@ def _open(
         log,
         store,
         address_book(home, fs),
+        block_file=chain.file_of,
         signer=signer,
         bus_secret=secrets[BUS_SECRET],
         identity_key=secrets[IDENTITY_SECRET],

@@ -46,6 +46,24 @@ def test_both_logs_give_equal_views(pair: tuple[Member, Member, str]) -> None:
     assert b.client.audit()["ok"]
 
 
+def test_blocks_come_from_members_doors(pair: tuple[Member, Member, str]) -> None:
+    """Of many blocks of one member nearly all come to the other through its door, not through Kubo."""
+    a, b, _ = pair
+    before = b.client.status().details["blocks"]
+    for number in range(200):
+        last = a.client.publish(b"small %d" % number).content_id
+    eventually(lambda: b.row(last), "the other sees the last content")
+    # The batches run ahead of their blocks.
+    eventually(lambda: came(b, before)["from_members"] >= 180, "the blocks came from the other's door")
+    agree(a, b)
+    assert came(b, before)["from_kubo"] <= 20
+
+
+def came(member: Member, before: dict[str, int]) -> dict[str, int]:
+    """How many blocks came on each way since some time."""
+    return {way: count - before[way] for way, count in member.client.status().details["blocks"].items()}
+
+
 def test_contents_are_fetched_on_request_and_small_ones_before(pair: tuple[Member, Member, str]) -> None:
     """A small content comes by itself with its name; a large one when it is asked for, byte for byte."""
     a, b, _ = pair

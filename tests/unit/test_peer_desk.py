@@ -77,3 +77,18 @@ def test_a_claimed_key_stands_and_falls_with_its_owner(nodes: dict[str, SimNode]
     founder.remove(victim.device.did)
     with pytest.raises(PermissionRefusedError):
         founder.desk.answer(victim.device.keys.bus, part, ())
+
+
+def test_blocks_are_for_members_only(nodes: dict[str, SimNode]) -> None:
+    """A member's device gets the files of blocks that are here; one that was removed, like a stranger, gets none."""
+    founder, victim = nodes["founder"], nodes["victim"]
+    founder.desk._block_file = {"QmBlock0": b"file"}.get
+    ask = p.Blocks(cids=("QmBlock0", "QmOther0"))
+    assert founder.desk.answer(victim.device.keys.bus, ask, ()) == (p.Done(number=1), [b"file"])
+    founder.remove(victim.device.did)
+    meet(nodes)
+    founder.remove(nodes["thief"].device.did)
+    meet(nodes)
+    for key in (victim.device.keys.bus, bytes(32)):
+        with pytest.raises(PermissionRefusedError):
+            founder.desk.answer(key, ask, ())

@@ -28,6 +28,7 @@ from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.limits import SEGMENT_BYTES
 from walytis_vault.domain.ports import Clock, Verifier
 from walytis_vault.peers import protocol as p
+from walytis_vault.peers.blocks import BlockFile, files_for
 from walytis_vault.peers.network import PeerNetwork
 from walytis_vault.reading import read_state
 
@@ -56,9 +57,16 @@ class PeerDesk:
         clock: Clock,
         knows_invited: Callable[[bytes], bool],
         invited: InvitedDesk,
+        block_file: BlockFile = lambda _cid: None,
     ) -> None:
-        """Bind the parts together; `invited` answers those whose key belongs to an invitation."""
+        """Bind the parts together.
+
+        Args:
+            invited: answers those whose key belongs to an invitation.
+            block_file: the file of a known block of the vault's chain, by its checked content id.
+        """
         self._offer: Offer = _no_offer
+        self._block_file = block_file
         self._log, self._store, self._network = log, store, network
         self._vault_id, self._device = vault_id, device
         self._verifier, self._clock = verifier, clock
@@ -98,6 +106,9 @@ class PeerDesk:
             for device in devices if missing else ():
                 self._network.greet_soon(device)
             return p.Taken(missing=missing), ()
+        if isinstance(request, p.Blocks):
+            files = files_for(request.cids, self._block_file)
+            return p.Done(number=len(files)), files
         if isinstance(request, p.Fetch):
             return self._fetch(self._asker(devices, request), request)
         if isinstance(request, p.Holds):

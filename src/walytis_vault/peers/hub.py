@@ -20,6 +20,7 @@ from walytis_vault.domain.ports import Clock, FileSystem, Randomness, Signer
 from walytis_vault.home import Home, VaultConfig
 from walytis_vault.peers.addresses import AddressBook
 from walytis_vault.peers.admission import Admission
+from walytis_vault.peers.blocks import BlockFile, MemberBlocks
 from walytis_vault.peers.bulk_door import BulkDoor
 from walytis_vault.peers.desk import PeerDesk
 from walytis_vault.peers.door import PeerDoor
@@ -51,6 +52,7 @@ class PeerHub:
         store: DiskContentStore,
         book: AddressBook,
         *,
+        block_file: BlockFile,
         signer: Signer,
         bus_secret: bytes,
         identity_key: bytes,
@@ -59,6 +61,7 @@ class PeerHub:
         randomness: Randomness,
     ) -> None:
         """Put the parts together; nothing runs before `start`. Raises StorageError, TransportError."""
+        self._runtime = runtime
         keys = bus_keys(bus_secret)
         self._tunnels = PeerTunnels(runtime.tunnels(), config.vault_id)
         self.network = PeerNetwork(runtime, self._tunnels, log, book, device=config.device, keys=keys)
@@ -89,6 +92,7 @@ class PeerHub:
             clock=clock,
             knows_invited=invitations.knows,
             invited=self.admission.answer,
+            block_file=block_file,
         )
         self._door = PeerDoor(bus_secret, admits=desk.admits, answer=desk.answer)
         self._bulk_door = BulkDoor(desk.segment)
@@ -106,6 +110,7 @@ class PeerHub:
         self._bulk_door.start()
         self._tunnels.expose(self._bulk_door.port, BULK)
         self.network.start()
+        self._runtime.ask_first(MemberBlocks(self.network.links))
         self.fetcher.start()
 
     def close(self) -> None:
@@ -136,4 +141,9 @@ class PeerHub:
     def details(self) -> dict[str, Any]:
         """For `status`."""
         moved = {"sent": self._desk.sent, "received": self._transfers.received}
-        return {"fetching": self.fetcher.wanted, "fetch": self.fetcher.told(), "segments": moved}
+        return {
+            "fetching": self.fetcher.wanted,
+            "fetch": self.fetcher.told(),
+            "segments": moved,
+            "blocks": self._runtime.blocks_fetched(),
+        }

@@ -31,12 +31,15 @@ BATCH_BYTES: Final = 2 << 20
 """Bytes of batches in one message, unless a single one is larger."""
 HOLDS_AT_ONCE: Final = 500
 """Contents in one question who holds them (a count): a page of rows."""
+BLOCKS_AT_ONCE: Final = 64
+"""Block files in one question (a count)."""
 LEAVES_AT_ONCE: Final = SEGMENT_BYTES // 32
 """Leaf hashes in one reply (a count)."""
 
 Address = Annotated[str, Meta(min_length=1, max_length=256)]
 Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
 Contents = Annotated[tuple[Id16, ...], Meta(max_length=HOLDS_AT_ONCE)]
+Cids = Annotated[tuple[Annotated[str, Meta(min_length=8, max_length=128)], ...], Meta(max_length=BLOCKS_AT_ONCE)]
 PeerId = Annotated[str, Meta(min_length=1, max_length=128)]
 Known = Annotated[dict[PeerId, Addresses], Meta(max_length=LIMITS.members)]
 HAVE_ENTRIES: Final = 4 * LIMITS.members
@@ -71,6 +74,13 @@ class Pull(Message, frozen=True, tag="pull"):
 
 class Push(Message, frozen=True, tag="push"):
     """Batches, one in each payload frame."""
+
+
+class Blocks(Message, frozen=True, tag="blocks"):
+    """Which of these blocks of the vault's chain do you have? Their files, please."""
+
+    cids: Cids
+    """IPFS content ids."""
 
 
 class Fetch(Message, frozen=True, tag="fetch"):
@@ -133,7 +143,9 @@ class Admit(Message, frozen=True, tag="admit"):
     addresses: Addresses
 
 
-Request = Hello | Pull | Push | Fetch | Holds | Leaves | Segment | Stream | JoinGroup | ChainSize | ChainPart | Admit
+Member = Hello | Pull | Push | Blocks | Fetch | Holds | Leaves | Segment | Stream
+Invited = JoinGroup | ChainSize | ChainPart | Admit
+Request = Member | Invited
 
 
 class Greeting(Message, frozen=True, tag="greeting"):
