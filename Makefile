@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 REAP := $(BIN)/python tests/support/reap.py
-# Test files run side by side; each starts nodes of its own.
-JOBS ?= 2
+# Test files run side by side; each starts nodes of its own. Three, also on two cores: nodes wait for each other much.
+JOBS ?= 3
 PYTEST_ARGS ?=
 FILES ?=
 BENCH ?= $(wildcard benchmarks/*.py)
@@ -47,7 +47,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test-fast: $(STAMP)
-	$(REAP) --limit 480 $(BIN)/python -m pytest -m 'not long' -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(REAP) --limit 510 $(BIN)/python -m pytest -m 'not long' -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-long: $(STAMP)
 	WALYTIS_VAULT_REQUIRE_POSTGRES=1 $(REAP) --limit 7200 $(BIN)/python -m pytest -m 'long or postgres' -o timeout=1800 $(PYTEST_ARGS)
