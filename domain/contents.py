@@ -7,7 +7,7 @@ Rules: design.md 4 ("Editing"), docs/adr/0005-projections.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -230,11 +230,20 @@ class Contents:
 MEMBERSHIP = DCBQueryItem(types=[ev.VaultFounded.TOPIC, ev.MemberAdmitted.TOPIC, ev.MemberRemoved.TOPIC])
 
 
-def boundary(contents: Iterable[bytes] = (), ballots: Iterable[bytes] = ()) -> DCBQuery:
-    """The events that a command about these contents and ballots depends on: read them, append against them."""
-    items = [DCBQueryItem(tags=[ev.content_tag(c)]) for c in contents]
-    items += [DCBQueryItem(tags=[ev.ballot_tag(b)]) for b in ballots]
-    return DCBQuery(items=[*items, MEMBERSHIP])
+def boundary(contents: Collection[bytes] = (), ballots: Collection[bytes] = ()) -> DCBQuery:
+    """The events that a command about these contents and ballots depends on: read them, append against them.
+
+    Revisions of the contents are not among them: what they say concerns no earlier version.
+    """
+    return DCBQuery(items=[*about(contents, ballots), MEMBERSHIP])
+
+
+def about(contents: Collection[bytes], ballots: Collection[bytes], *, revisions: bool = False) -> list[DCBQueryItem]:
+    """What is said about these contents and ballots themselves, and, if wanted, what revises the contents."""
+    tags = [*map(ev.content_tag, contents), *map(ev.ballot_tag, ballots)]
+    if revisions:
+        tags += map(ev.revision_tag, contents)
+    return [DCBQueryItem(tags=[tag]) for tag in tags]
 
 
 def decide_forget(state: Contents, contents: Collection[bytes], *, by: str) -> tuple[bytes, ...] | Ballot:

@@ -157,8 +157,8 @@ class ContentPublished(Event, frozen=True, kw_only=True):
     """Milliseconds since 1970 (UTC) at which every node forgets the content without a ballot."""
 
     def tags(self) -> list[str]:
-        ids = [self.content_id] if self.revises is None else [self.content_id, self.revises]
-        return [content_tag(i) for i in ids]
+        link = [] if self.revises is None else [revision_tag(self.revises)]
+        return [content_tag(self.content_id), *link]
 
 
 class ContentRetracted(Event, frozen=True, kw_only=True):
@@ -246,6 +246,11 @@ class ContentErased(Event, frozen=True, kw_only=True):
 def content_tag(content_id: bytes) -> str:
     """Tag of everything said about one content."""
     return f"content:{content_id.hex()}"
+
+
+def revision_tag(content_id: bytes) -> str:
+    """Tag of what revises one content: apart from what is said about it, which stays little however many there are."""
+    return f"revises:{content_id.hex()}"
 
 
 def ballot_tag(ballot_id: bytes) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from eventsourcing.dcb.api import DCBQuery, DCBQueryItem, DCBSequencedEvent
 
 from walytis_vault.domain.errors import MisuseError, NotYetAvailableError, StorageError, UnknownIdError, ViewFailedError
-from walytis_vault.domain.events import PRODUCT_EVENTS, LoggedEvent, ballot_tag, content_tag
+from walytis_vault.domain.events import PRODUCT_EVENTS, LoggedEvent, ballot_tag, content_tag, revision_tag
 from walytis_vault.projections import paging
 from walytis_vault.projections.announcing import Answer
 from walytis_vault.projections.base import Local, Page, Request, View, ViewRecorder
@@ -259,14 +259,18 @@ class Asking:
         unknown = sorted(set(filters) - {"type", "author", "content_id", "ballot_id"})
         if unknown:
             raise MisuseError(f"events have no filter {unknown[0]!r}; they have: author, ballot_id, content_id, type")
-        item = DCBQueryItem()
+        types: list[str] = []
+        tags: list[str] = []
+        about: list[list[str]] = [[]]
         if "type" in filters:
-            item.types.append(paging.choice("type", filters["type"], tuple(sorted(PRODUCT_EVENTS.topics))))
+            types = [paging.choice("type", filters["type"], tuple(sorted(PRODUCT_EVENTS.topics)))]
         if "content_id" in filters:
-            item.tags.append(content_tag(paging.hex_id("content_id", filters["content_id"])))
+            content_id = paging.hex_id("content_id", filters["content_id"])
+            about = [[content_tag(content_id)], [revision_tag(content_id)]]
         if "ballot_id" in filters:
-            item.tags.append(ballot_tag(paging.hex_id("ballot_id", filters["ballot_id"])))
-        query = DCBQuery(items=[item]) if item.types or item.tags else None
+            tags = [ballot_tag(paging.hex_id("ballot_id", filters["ballot_id"]))]
+        items = [DCBQueryItem(types=types, tags=[*tags, *either]) for either in about]
+        query = DCBQuery(items=items) if types or tags or "content_id" in filters else None
         upto = self._horizon.horizon
         found = [e for e in self._log.read(query, after=after, limit=limit) if e.position <= upto]
         looked = found[-1].position if len(found) == limit else max(upto, after)

@@ -29,6 +29,7 @@ from walytis_vault.adapters.walytis.log_rows import (
     logged_event,
     where_clause,
 )
+from walytis_vault.adapters.walytis.log_upgrades import retag_revisions
 from walytis_vault.adapters.walytis.receipts import Same, find_reply, scrub_plain_digests
 from walytis_vault.domain.batch import SignedBatch
 from walytis_vault.domain.errors import VaultError
@@ -49,6 +50,7 @@ class LogIndex(BlockVerdicts):
         with database.transaction() as connection:
             connection.execute(SCHEMA + CONTEXTS)
         scrub_plain_digests(database)
+        retag_revisions(database)
         self._advanced = threading.Condition()
         self._listeners: set[threading.Event] = set()
         self._horizon = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 import msgspec
@@ -70,12 +71,21 @@ BATCH_COLUMNS: Final = "seq, batch_id, device, author, number, depth, context, o
 
 
 def where_clause(query: DCBQuery | None) -> tuple[str, list[str]]:
-    """Translate a DCB query; every item is a conjunction, the items a disjunction."""
+    """Translate a DCB query; every item is a conjunction, the items a disjunction.
+
+    Items of one tag alone become one list, since SQLite takes at most 1,000 expressions side by side.
+    """
     if query is None or not query.items:
         return "1", []
     parts: list[str] = []
     params: list[str] = []
+    alone = [item.tags[0] for item in query.items if len(item.tags) == 1 and not item.types]
+    if alone:
+        parts.append("e.position IN (SELECT t.position FROM json_each(?) j JOIN tags t ON t.tag = j.value)")
+        params.append(json.dumps(alone))
     for item in query.items:
+        if len(item.tags) == 1 and not item.types:
+            continue
         clauses = []
         if item.types:
             clauses.append(f"e.topic IN ({','.join('?' * len(item.types))})")

@@ -26,7 +26,7 @@ from walytis_vault.domain.forgetting import Ballot
 from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.limits import LIMITS
 from walytis_vault.domain.ports import Clock, ContentStore
-from walytis_vault.reading import read_state
+from walytis_vault.reading import read_families, read_state
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class Eraser:
         if not wanted:
             return
         with self._lock:
-            reading = read_state(self._log, ballots=wanted)
+            reading = read_families(self._log, ballots=wanted)
             verdicts = reading.state.verdicts()
             for ballot in reading.state.ballots.all():
                 if ballot.ballot_id in wanted and ballot.carried:

@@ -45,7 +45,7 @@ from walytis_vault.home import Home, VaultConfig
 from walytis_vault.peers import protocol as p
 from walytis_vault.peers.hub import address_book
 from walytis_vault.peers.link import PeerLink
-from walytis_vault.reading import read_state
+from walytis_vault.reading import read_families
 
 NEXT_SIGNING_SECRET: Final = "signing-next"  # noqa: S105 - the name of an entry
 HEAR_S: Final = 60.0
@@ -171,7 +171,7 @@ class ComingBack:
             assert isinstance(event, ev.ForgettingProposed)
             ballots.append(event.ballot_id)
         for start in range(0, len(ballots), BALLOTS_AT_ONCE):
-            state = read_state(log.recorder, ballots=ballots[start : start + BALLOTS_AT_ONCE]).state
+            state = read_families(log.recorder, ballots=ballots[start : start + BALLOTS_AT_ONCE]).state
             gone = {c for c, verdict in state.verdicts().items() if verdict.forgetting == "carried"}
             gone |= {c for ballot in state.ballots.all() for c in ballot.carried}
             self._erase(gone)
