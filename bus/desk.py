@@ -108,16 +108,29 @@ class Desk:
             inline = InlinePublish(options=call.options, data=data, key=key)
             self.publishes.submit(peer.entry.public_key, _Publish(name, running, inline))
             return
-        lane = "past" if isinstance(call, c.QueryCall) and call.as_of is not None else call.LANE
-        self._pools[lane].submit(peer.entry.public_key, lambda: self._work(name, running, call, data, key))
+        self._submit(name, running, data)
 
-    def _work(
-        self, name: tuple[str, bytes], running: _Running, call: c.AnyCall, data: bytes | memoryview, key: RequestKey
-    ) -> None:
+    def _submit(self, name: tuple[str, bytes], running: _Running, data: bytes | memoryview) -> None:
+        call = running.call
+        lane = "past" if isinstance(call, c.QueryCall) and call.as_of is not None else call.LANE
+        self._pools[lane].submit(running.peer.entry.public_key, lambda: self._work(name, running, data))
+
+    def _work(self, name: tuple[str, bytes], running: _Running, data: bytes | memoryview) -> None:
+        call, key = running.call, running.key
+        if running.peer.gone and not call.EFFECT:
+            self._door.post(lambda: self._given_up(name, running, data))
+            return
         with shield(lambda e: self._door.post(lambda: self._failed(name, running, e))):
             body = self._encoded(call, data, key if call.EFFECT else None)
             fault("bus.before_reply")
             self._door.post(lambda: self._reply(name, running, body))
+
+    def _given_up(self, name: tuple[str, bytes], running: _Running, data: bytes | memoryview) -> None:
+        """Nobody was there to take the reply, unless it was asked for again meanwhile."""
+        if running.peer.gone:
+            self._done(name, running)
+        else:
+            self._submit(name, running, data)
 
     def _encoded(self, call: c.AnyCall, data: bytes | memoryview, key: RequestKey | None) -> bytes:
         cap = self._door.limits.reply

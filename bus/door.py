@@ -18,10 +18,12 @@ from typing import Any, Final
 
 import zmq
 
+from walytis_vault.bus.barred import Barred
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.peer import Listener, Peer, source_of
-from walytis_vault.bus.protocol import NO_ID, BusLimits, Kind, failure, header, pack, split
+from walytis_vault.bus.protocol import GONE, NO_ID, BusLimits, Kind, failure, header, pack, split
+from walytis_vault.bus.routers import make_router
 from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import BusKeys, ClientEntry
 from walytis_vault.bus.wake import Wake
@@ -31,9 +33,9 @@ from walytis_vault.domain.errors import TransportError, UntrustedInputError, Vau
 _log = logging.getLogger(__name__)
 
 _BURST: Final = 64
-"""Messages that are read before replies get their turn."""
-_STRIKES: Final = 16
-"""Malformed messages after which a connection is cut."""
+"""Messages that are read before anything else gets its turn."""
+_BURST_LEAST: Final = 8
+"""Messages that are read though replies wait to be sent."""
 _TICK: Final = 0.25
 _OWN_RID: Final = 5
 """Bytes of a routing id that libzmq made: a zero and a number that began at random."""
@@ -72,26 +74,14 @@ class Door:
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
         self._context = zmq.Context(io_threads=2)
-        self._zap = Zap(self._context, clients)
-        self._router = self._context.socket(zmq.ROUTER)
+        self._barred = Barred()
+        self._zap = Zap(self._context, clients, self._barred)
+        self._router = make_router(self._context, part=limits.part, queued=_QUEUED)
         self._bulk: zmq.Socket[bytes] | None = None
-        self._configure(self._router, _QUEUED)
         self._router.curve_server = True
         self._router.curve_secretkey = keys.secret.encode()
         self._router.zap_domain = ZAP_DOMAIN
         self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-
-    def _configure(self, router: zmq.Socket[bytes], queued: int) -> None:
-        router.linger = 0
-        router.sndhwm = queued
-        router.rcvhwm = 64
-        router.maxmsgsize = self.limits.part
-        router.router_mandatory = True
-        router.router_handover = False
-        router.backlog = 512
-        router.handshake_ivl = 5000
-        router.heartbeat_ivl = 10_000
-        router.heartbeat_timeout = 30_000
 
     def bind(self, endpoint: str) -> str:
         """Listen; returns what was bound (a wildcard port is filled in). Raises TransportError."""
@@ -103,8 +93,7 @@ class Door:
 
     def bind_bulk(self, endpoint: str) -> None:
         """Listen for connections that carry sealed data. Raises TransportError."""
-        self._bulk = self._context.socket(zmq.ROUTER)
-        self._configure(self._bulk, _QUEUED_BULK)
+        self._bulk = make_router(self._context, part=self.limits.part, queued=_QUEUED_BULK)
         try:
             self._bulk.bind(endpoint)
         except zmq.ZMQError as e:
@@ -159,6 +148,12 @@ class Door:
         self._counts.errors += 1
         self.send(peer, Kind.ERROR, message_id, failure(error))
 
+    def send_gone(self, peer: Peer, message_id: bytes) -> None:
+        """Tell that there is no such stream (any more)."""
+        self.send(peer, Kind.ERROR, message_id, GONE)
+        if (reason := peer.refused(time.monotonic(), self.limits)) is not None:
+            self.cut(peer, reason, bar=True)
+
     def send_parts(self, peer: Peer, parts: list[bytes | memoryview], *, weighed: bool = True) -> None:
         """Send packed parts, or queue them behind what waits."""
         if peer.gone:
@@ -180,15 +175,21 @@ class Door:
         peer.waiting_bytes += size
         self._waiting_bytes += size
         if len(peer.waiting) > limits.peer_waiting or peer.waiting_bytes > limits.peer_waiting_bytes:
-            self.cut(peer, "it asks for more than it takes")
+            self.cut(peer, "it asks for more than it takes", bar=True)
         elif self._waiting_bytes > limits.total_waiting_bytes:
             self.cut(max(self._blocked.values(), key=lambda p: p.waiting_bytes), "most waits for it to be taken")
 
-    def cut(self, peer: Peer, why: str) -> None:
-        """End a connection: shut its socket down, so that libzmq frees what it holds for it."""
+    def cut(self, peer: Peer, why: str, *, bar: bool = False) -> None:
+        """End a connection: shut its socket down, so that libzmq frees what it holds for it.
+
+        Args:
+            bar: its key may not connect again for a while.
+        """
         if peer.gone:
             return
         self._counts.cut += 1
+        if bar:
+            why += f"; it may connect again in {self._barred.add(peer.entry.public_key, time.monotonic()):.0f} s"
         # Not the key's name, which its owner chose: `client list` shows which key begins so.
         _log.warning("connection of key %s… cut: %s", peer.entry.public_key[:8], why)
         # The descriptor is libzmq's own; it is only valid while the connection is: ask first.
@@ -262,7 +263,9 @@ class Door:
                 _log.exception("bus: the door met an unexpected error and goes on")
 
     def _receive(self) -> None:
-        for _ in range(_BURST):
+        for number in range(_BURST):
+            if self._posted and number >= _BURST_LEAST:
+                return
             try:
                 frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -310,11 +313,9 @@ class Door:
             if message_id == NO_ID and len(frames) > 1 and len(frames[1]) == 21:
                 message_id = frames[1].bytes[5:]
             self.send_error(peer, message_id, e)
-            if isinstance(e, UntrustedInputError):
-                self._counts.malformed += 1
-                peer.strikes += 1
-                if peer.strikes >= _STRIKES:
-                    self.cut(peer, "it keeps sending malformed messages")
+            self._counts.malformed += isinstance(e, UntrustedInputError)
+            if (reason := peer.told(e, now, self.limits)) is not None:
+                self.cut(peer, reason, bar=True)
 
     def _has_room(self, entry: ClientEntry, now: float) -> bool:
         """Whether a key may have one more connection."""
@@ -376,6 +377,7 @@ class Door:
 
     def _tick(self, now: float) -> None:
         self._clients.refresh()
+        self._barred.refresh(now)
         for peer in [*self._peers.values(), *self._bulk_peers.values()]:
             if self._clients.by_key(peer.entry.public_key) is None:
                 self.cut(peer, "its key was revoked")

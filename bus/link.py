@@ -20,12 +20,13 @@ import zmq
 
 from walytis_vault.bus.endpoint import EndpointRecord
 from walytis_vault.bus.heap import steady_heap
-from walytis_vault.bus.protocol import FAILURE, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
+from walytis_vault.bus.protocol import FAILURE, NOT_YET, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
 from walytis_vault.bus.security import ClientKey
 from walytis_vault.bus.turns import Turns
 from walytis_vault.bus.wake import Wake
 from walytis_vault.bus.wire import Wire
 from walytis_vault.domain.errors import (
+    BusyError,
     MisuseError,
     NoNodeError,
     PermissionRefusedError,
@@ -298,12 +299,14 @@ class Link:
             self._lost(TransportError(f"cannot connect to the node: {e}"))
 
     def _watch(self, wire: Wire) -> None:
-        for event in wire.events():
+        for event, value in wire.events():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = self._ever = True
                 self._retry_in = _RETRY_FIRST
                 for exchange in list(self._exchanges.values()):
                     self._start(exchange)
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and value == NOT_YET:
+                self._lost(BusyError("a program with this client's key sent too much: the node lets it wait"))
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 error = PermissionRefusedError("the node does not admit this client's key: see `client list`")
                 self._lost(error)
@@ -327,7 +330,8 @@ class Link:
         self._attempt_at = now + self._retry_in
         self._retry_in = min(2 * self._retry_in, _RETRY_MOST)
         for exchange in list(self._exchanges.values()):
-            if not exchange.sent and (not self._ever or now - exchange.began > self._grace):
+            patience = self._grace if self._ever or isinstance(why, BusyError) else 0.0
+            if not exchange.sent and now - exchange.began >= patience:
                 self.end(exchange)
                 exchange.fail(why)
 

@@ -11,8 +11,9 @@ from typing import Protocol
 
 import zmq
 
-from walytis_vault.bus.protocol import Header
+from walytis_vault.bus.protocol import BusLimits, Header
 from walytis_vault.bus.security import ClientEntry
+from walytis_vault.domain.errors import BusyError, UntrustedInputError, VaultError
 
 
 class Peer:
@@ -27,6 +28,8 @@ class Peer:
         "heard",
         "inflight",
         "inode",
+        "refusals",
+        "refused_since",
         "requests",
         "rid",
         "strikes",
@@ -48,7 +51,23 @@ class Peer:
         self.inflight: dict[str, int] = {}
         self.requests = 0
         self.strikes = 0
+        self.refusals = 0
+        self.refused_since = now
         self.gone = False
+
+    def told(self, error: VaultError, now: float, limits: BusLimits) -> str | None:
+        """It was sent an error (`now`: monotonic seconds); returns why it is to be cut, or None."""
+        if isinstance(error, UntrustedInputError):
+            self.strikes += 1
+            return "it keeps sending malformed messages" if self.strikes >= limits.malformed else None
+        return self.refused(now, limits) if isinstance(error, BusyError) else None
+
+    def refused(self, now: float, limits: BusLimits) -> str | None:
+        """It sent what is not taken now, or is for no stream (any more); returns why it is to be cut, or None."""
+        if now - self.refused_since > 1.0:
+            self.refusals, self.refused_since = 0, now
+        self.refusals += 1
+        return "it sends on and on what is not taken" if self.refusals > limits.refusals else None
 
     def shut_down(self) -> None:
         """End the connection under libzmq's hands. Nothing happens if the descriptor is another's by now."""

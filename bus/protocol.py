@@ -22,6 +22,8 @@ VERSION: Final = 1
 HEADER_BYTES: Final = 21
 ID_BYTES: Final = 16
 NO_ID: Final = bytes(ID_BYTES)
+NOT_YET: Final = 500
+"""ZAP's status for a key that may connect again later; its own word for that, 300, would not reach the client."""
 _PREFIX: Final = MAGIC + bytes([VERSION])
 
 
@@ -88,6 +90,10 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Open subscriptions and waits of one client key (a count)."""
     client_connections: int = 640
     """Connections of one client key; a further one is cut (a count)."""
+    malformed: int = 16
+    """Malformed messages after which a connection is cut (a count)."""
+    refusals: int = 512
+    """Times in a second that a connection may be told `busy` or `stream-gone`; with more it is cut (a count)."""
     peer_waiting: int = 4096
     """Messages that wait for one connection to take them; with more it is cut (a count)."""
     peer_waiting_bytes: int = 32 << 20

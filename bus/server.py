@@ -36,7 +36,7 @@ from walytis_vault.bus.feed import Feed
 from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.pool import FairPool
-from walytis_vault.bus.protocol import GONE, NOTHING, BusLimits, Header, Kind, Pong, decode
+from walytis_vault.bus.protocol import NOTHING, BusLimits, Header, Kind, Pong, decode
 from walytis_vault.bus.request_key import request_key
 from walytis_vault.bus.security import BusKeys, ClientEntry, bus_keys, make_private_folder
 from walytis_vault.bus.service import VaultService
@@ -136,9 +136,9 @@ class BusServer:
     def _assemble(self, door: Door) -> None:
         limits = self._limits
         self._pools = {
-            "read": FairPool("read", 4),
+            "read": FairPool("read", 4, per_owner=3),
             "effect": FairPool("effect", 32),
-            "stream": FairPool("stream", 8),
+            "stream": FairPool("stream", 8, per_owner=7),
             "fetch": FairPool("fetch", 64, per_owner=8),
             "slow": FairPool("slow", 2),
             "past": FairPool("past", 2),
@@ -222,7 +222,7 @@ class BusServer:
         if message.kind is Kind.PING and not any(message.id):
             door.send(peer, Kind.PONG, message.id, Pong(node=self._run_id))
         elif message.kind is not Kind.CANCEL:
-            door.send(peer, Kind.ERROR, message.id, GONE)
+            door.send_gone(peer, message.id)
 
     def on_bulk(self, message: Header, connect: Callable[[ClientEntry], Peer]) -> None:
         """For the door: a message from the bulk socket."""

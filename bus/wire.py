@@ -122,13 +122,14 @@ class Wire:
             self.bulk = Line(context, poller, limits.part)
             self.bulk.socket.connect(self._addresses[1].zmq)
 
-    def events(self) -> Iterator[int]:
-        """What happened to the connection (zmq.EVENT_…)."""
+    def events(self) -> Iterator[tuple[int, int]]:
+        """What happened to the connection (zmq.EVENT_…), and the number that libzmq gives with it."""
         while not self.monitor.closed:
             try:
-                yield int(parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))["event"])
+                told = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
+            yield int(told["event"]), int(told["value"])
 
     def close(self) -> None:
         """Drop the sockets."""

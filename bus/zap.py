@@ -5,12 +5,15 @@ Polled by the door's thread. It must exist before anything is bound: without it 
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import zmq
 from zmq.utils import z85
 
+from walytis_vault.bus.barred import Barred
 from walytis_vault.bus.clients import ClientTable
+from walytis_vault.bus.protocol import NOT_YET
 
 ZAP_DOMAIN: Final = b"walytis-vault"
 _ENDPOINT: Final = "inproc://zeromq.zap.01"
@@ -20,8 +23,9 @@ _BURST: Final = 64
 class Zap:
     """The authenticator of one context."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], clients: ClientTable) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], clients: ClientTable, barred: Barred) -> None:
         self._clients = clients
+        self._barred = barred
         self.socket = context.socket(zmq.REP)
         self.socket.linger = 0
         self.socket.bind(_ENDPOINT)
@@ -40,5 +44,7 @@ class Zap:
                 entry = self._clients.by_key(z85.encode(parts[6]).decode())
             if entry is None:
                 self.socket.send_multipart([b"1.0", request_id, b"400", b"not admitted", b"", b""])
+            elif self._barred.holds(entry.public_key, time.monotonic()):
+                self.socket.send_multipart([b"1.0", request_id, b"%d" % NOT_YET, b"not yet", b"", b""])
             else:
                 self.socket.send_multipart([b"1.0", request_id, b"200", b"OK", entry.public_key.encode(), b""])

@@ -235,7 +235,7 @@ CALLS: dict[str, Callable[[str], Call]] = {
 @pytest.mark.parametrize("lane", CALLS)
 def test_open_and_cancel_is_counted(make: MakeWorld, monkeypatch: pytest.MonkeyPatch, lane: str) -> None:
     """Whoever opens and cancels in turns gets no more of the node than who keeps open."""
-    world = make(BusLimits(client_streams=16, client_subscriptions=16))
+    world = make(BusLimits(client_streams=16, client_subscriptions=16, refusals=3000))
     content_id = world.service.pretend(1 << 20)
     for name in ("open_content", "begin_publish", "changes"):
         before = getattr(world.service, name)
