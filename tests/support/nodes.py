@@ -64,10 +64,15 @@ def block_file_exists(home: Path, chain_id: str, ref: BlockRef) -> bool:
 
 
 def joined(
-    nodes: Nodes, blocks: int, *, proven: bool = True
+    nodes: Nodes, blocks: int, *, proven: bool = True, maker_proven: bool = True
 ) -> tuple[RemoteChain, RemoteChain, WalytisChild, WalytisChild]:
-    """Two connected nodes that share a chain, the second by copy of the first's chain folder."""
-    a = nodes.start("a")
+    """Two connected nodes that share a chain, the second by copy of the first's chain folder.
+
+    Args:
+        proven: whether the second uses our fast paths; else upstream's own code.
+        maker_proven: the same for the first, which makes the blocks.
+    """
+    a = nodes.start("a", proven=maker_proven)
     chain = a.create_chain("log")
     home = nodes.folder
     target = home / "b" / "vault" / "walytis" / chain.chain_id
