@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import mmap
 import secrets
 import socket
 import struct
@@ -64,7 +65,8 @@ class SealedStream:
         self._sent = self._received = 0
         self._outgoing = memoryview(bytearray(1 + longest + TAG_BYTES))
         self._incoming = memoryview(bytearray(1 + longest + TAG_BYTES))
-        self._opened = memoryview(bytearray(longest))
+        # Whole pages of its own: what lies in them can be written to disk without a copy.
+        self._opened = memoryview(mmap.mmap(-1, longest))
 
     def send(self, kind: int, data: bytes | memoryview) -> None:
         """Send one frame. Raises TransportError."""

@@ -7,9 +7,7 @@ hashing what is there already; small ones wait in memory. Refuses every segment 
 from __future__ import annotations
 
 import hmac
-import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +16,8 @@ from walytis_vault.adapters.crypto.content_cipher import PADDING_FLOOR, cipherte
 from walytis_vault.adapters.storage.committer import Arrival, GroupCommitter
 from walytis_vault.adapters.storage.content_writer import SMALL_BYTES
 from walytis_vault.adapters.storage.failures import storage_errors, sync_errors
+from walytis_vault.adapters.storage.part_file import PartFile
+from walytis_vault.adapters.storage.read_along import ReadAlong
 from walytis_vault.adapters.storage.replica import damaged
 from walytis_vault.adapters.storage.state import StoreState
 from walytis_vault.domain.errors import (
@@ -35,9 +35,6 @@ from walytis_vault.domain.limits import LIMITS, SEGMENT_BYTES
 
 MIN_CIPHERTEXT: Final = ciphertext_length(PADDING_FLOOR)
 MAX_CIPHERTEXT: Final = ciphertext_length(LIMITS.content + LIMITS.content // 8)
-KEPT: Final = 8
-"""Segments that are kept for who reads along (a count, 1 MiB each)."""
-WAIT_S: Final = 1.0
 SMALL_CIPHERTEXT: Final = ciphertext_length(SMALL_BYTES)
 
 
@@ -66,12 +63,10 @@ class CiphertextWriter:
         self._leaves: list[bytes] | None = None
         self._missing = set(range(segment_count(length)))
         self._whole: bytes | None = None
-        self._fd: int | None = None
+        self._file: PartFile | None = None
         self._ended: VaultError | None = None
         self._syncing = False
-        self._arrived = threading.Condition(self._lock)
-        self._readers = 0
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._along = ReadAlong(self._lock)
         self._small = length <= SMALL_CIPHERTEXT
         if not self._small:
             self._open_part()
@@ -102,9 +97,9 @@ class CiphertextWriter:
             raise UntrustedInputError("leaf hashes from a peer do not give the root on the log")
         with self._lock:
             self._check()
-            if self._leaves is None and self._fd is not None:
+            if self._leaves is None and self._file is not None:
                 with storage_errors("store an incoming content"):
-                    self._state.fs.pwrite(self._fd, b"".join(leaves), self._length)
+                    self._file.write(b"".join(leaves), self._length)
                 self._sync()
             self._leaves = list(leaves)
 
@@ -132,33 +127,27 @@ class CiphertextWriter:
                 raise UntrustedInputError("a segment from a peer does not match the root on the log")
             if number not in self._missing:
                 return
-            if self._fd is None:
+            if self._file is None:
                 self._whole = bytes(data)
             else:
                 with storage_errors("store an incoming content"):
-                    self._state.fs.pwrite(self._fd, data, number * SEGMENT_BYTES)
+                    self._file.write(data, number * SEGMENT_BYTES)
                     if self._leaves is None:  # a single segment, whose leaf nobody gave: readers look for it behind
-                        self._state.fs.pwrite(self._fd, found, self._length)
+                        self._file.write(found, self._length)
                 fault("receive.after_segment")
             self._leaves = list(leaves)
             self._missing.discard(number)
-            if self._readers:
-                self._kept[number] = bytes(data)
-                if len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-                self._arrived.notify_all()
+            self._along.put(number, data)
 
     def begin_reading(self) -> None:
         """Somebody will read segments as they come: the last few are kept in memory for them."""
         with self._lock:
-            self._readers += 1
+            self._along.begin()
 
     def end_reading(self) -> None:
         """The opposite of `begin_reading`; whoever waits in `segment` looks again."""
         with self._lock:
-            self._readers -= 1
-            if not self._readers:
-                self._kept.clear()
+            self._along.end()
 
     def segment(self, number: int, *, given_up: Callable[[], bool]) -> bytes:
         """Wait for a segment, and return it verified.
@@ -175,16 +164,16 @@ class CiphertextWriter:
                     raise self._ended
                 if self._ended is not None or given_up():
                     raise NotYetAvailableError("this segment does not come here any more")
-                kept = self._kept.get(number)
+                kept = self._along.get(number)
                 if kept is not None:
                     return kept
                 # Without a descriptor it is being published, and soon to be read from where it is then.
-                if number not in self._missing and self._fd is not None and self._leaves is not None:
+                if number not in self._missing and self._file is not None and self._leaves is not None:
                     break
-                self._arrived.wait(WAIT_S)
+                self._along.wait(number)
             size = min(SEGMENT_BYTES, self._length - number * SEGMENT_BYTES)
             with storage_errors("read an incoming content"):
-                data = self._state.fs.pread(self._fd, size, number * SEGMENT_BYTES)
+                data = self._state.fs.pread(self._file.fd, size, number * SEGMENT_BYTES)
             leaf = self._leaves[number]
         if not hmac.compare_digest(leaf_hash(data), leaf):
             raise damaged(self._content_id)
@@ -218,7 +207,7 @@ class CiphertextWriter:
         fault("receive.after_fsync")
         with self._lock:
             self._check()
-            if self._fd is not None:
+            if self._file is not None:
                 self._publish_part()
         self._committer.commit(arrival)
         self.close()
@@ -256,16 +245,15 @@ class CiphertextWriter:
         with self._lock:
             self._ended = self._ended or reason
             self._whole = None
-            self._kept.clear()
-            self._arrived.notify_all()
+            self._along.clear()
             if not self._syncing:
                 self._close_file()
 
     def _close_file(self) -> None:
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
+        if self._file is not None:
+            file, self._file = self._file, None
             with storage_errors("close an incoming content"):
-                self._state.fs.close(fd)
+                file.close()
 
     def _open_part(self) -> None:
         state = self._state
@@ -276,14 +264,14 @@ class CiphertextWriter:
                 if state.fs.size(path) is not None:
                     state.fs.unlink(path)
                 state.index.begin_partial(self._content_id, self._root, self._length)
-            self._fd = state.fs.open(path, os.O_RDWR | os.O_CREAT)
+            self._file = file = PartFile(state.fs, path)
         try:
-            self._leaves = state.blobs.read_leaves(self._fd, self._length, self._root)
+            self._leaves = state.blobs.read_leaves(file.fd, self._length, self._root)
         except DamagedContentError:
             return
         for number in range(len(self._leaves)):
             with storage_errors("read an incoming content"):
-                data = state.fs.pread(self._fd, SEGMENT_BYTES, number * SEGMENT_BYTES)
+                data = state.fs.pread(file.fd, SEGMENT_BYTES, number * SEGMENT_BYTES)
             size = min(SEGMENT_BYTES, self._length - number * SEGMENT_BYTES)
             if leaf_hash(memoryview(data)[:size]) == self._leaves[number]:
                 self._missing.discard(number)
@@ -297,10 +285,10 @@ class CiphertextWriter:
         self._close_file()
 
     def _sync(self) -> None:
-        if self._fd is not None:
+        if self._file is not None:
             try:
                 with sync_errors("store an incoming content"):
-                    self._state.fs.fsync(self._fd)
+                    self._state.fs.fsync(self._file.fd)
             except StorageError as e:
                 self._state.note(e)
                 raise
