@@ -6,6 +6,7 @@ State is touched by the link's thread only, unless said otherwise.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from walytis_vault.bus import pace
@@ -60,9 +61,11 @@ class DownloadExchange:
         """Begin. From any thread."""
         self._link.begin(self)
 
-    def next(self) -> memoryview | None:
+    def next(self, room: Callable[[int], memoryview] | None = None) -> memoryview | None:
         """The next piece, None at the end. Everything before was consumed. On the consumer's thread.
 
+        Args:
+            room: gives memory for so many bytes, into which the piece is put.
         Raises:
             VaultError: as the node reported; TimedOutError when nothing came for `timeout` seconds.
         """
@@ -72,9 +75,17 @@ class DownloadExchange:
         if isinstance(item, tuple):
             seal, offset, data = item
             try:
-                return memoryview(seal.open(offset, data))
+                if room is None:
+                    return memoryview(seal.open(offset, data))
+                piece = room(len(data) - TAG_BYTES)
+                seal.open_into(offset, data, piece)
+                return piece
             except UntrustedInputError as e:
                 raise TransportError(f"{e}: request it again") from e
+        if item is not None and room is not None:
+            piece = room(len(item))
+            piece[:] = item
+            return piece
         return item
 
     def consumed(self, size: int) -> None:

@@ -43,6 +43,13 @@ class Seal:
         except (InvalidTag, ValueError) as e:
             raise UntrustedInputError("data on the bulk socket was changed on its way") from e
 
+    def open_into(self, offset: int, sealed: bytes | memoryview, room: memoryview) -> None:
+        """Decrypt into `room`, which is 16 bytes shorter. Raises as `open`."""
+        try:
+            self._cipher.decrypt_into(_nonce(offset), sealed, self._id, room)
+        except (InvalidTag, ValueError) as e:
+            raise UntrustedInputError("data on the bulk socket was changed on its way") from e
+
     def proof(self) -> bytes:
         """What only the owner of the key can say: attaches a connection to the stream."""
         return self._cipher.encrypt(_ATTACH, b"", self._id)

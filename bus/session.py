@@ -254,21 +254,20 @@ def send(upload: UploadExchange, source: Source, progress: Progress | None) -> P
 def receive(download: DownloadExchange, to: object | None, progress: Progress | None) -> bytes | None:
     """Stream a content down, into memory or a target; blocks."""
     target = None if to is None else Target(to)
-    memory = BytesIO()  # grows in place and hands out what it holds: no second copy of a large content
+    memory = _Memory(download) if target is None else None
     try:
         download.start()
         done = 0
-        while (piece := download.next()) is not None:
-            if target is None:
-                memory.write(piece)
-            else:
+        while (piece := download.next(memory.room if memory is not None else None)) is not None:
+            if target is not None:
                 target.write(piece)
             done += len(piece)
             download.consumed(len(piece))
             if progress is not None:
                 progress(done, download.length)
-        if target is None:
-            return memory.getvalue()
+        if memory is not None:
+            return memory.whole()
+        assert target is not None
         target.finish()
         return None
     except MemoryError as e:
@@ -277,6 +276,34 @@ def receive(download: DownloadExchange, to: object | None, progress: Progress | 
         download.cancel()
         if target is not None:
             target.discard()
+
+
+class _Memory:
+    """A content in memory that is made once, filled in place and handed out without a copy."""
+
+    def __init__(self, download: DownloadExchange) -> None:
+        self._download = download
+        self._bytes = BytesIO()
+        self._view: memoryview | None = None
+        self._done = 0
+
+    def room(self, size: int) -> memoryview:
+        """Memory for the next bytes. Raises MemoryError."""
+        if self._view is None:
+            # Its pages come when they are written to; and as nobody else has these bytes, there is no copy of them.
+            self._bytes = BytesIO(bytes(self._download.length or 0))
+            self._view = self._bytes.getbuffer()
+        begin, self._done = self._done, self._done + size
+        part = self._view[begin : self._done]
+        if len(part) != size:
+            raise TransportError("the node sent more than the content has: request it again")
+        return part
+
+    def whole(self) -> bytes:
+        """All of it; the views of it end here."""
+        if self._view is not None:
+            self._view.release()
+        return self._bytes.getvalue()
 
 
 def _done(body: bytes) -> Future[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from typing import Any, cast
 
 from walytis_vault.bus.session import receive
@@ -22,10 +23,14 @@ class Download:
     def start(self) -> None:
         """Nothing to begin."""
 
-    def next(self) -> memoryview | None:
-        """The next piece, in memory of its own."""
+    def next(self, room: Callable[[int], memoryview]) -> memoryview | None:
+        """The next piece, where there is room for it."""
         self.left -= 1
-        return memoryview(bytearray(PIECE)) if self.left >= 0 else None
+        if self.left < 0:
+            return None
+        piece = room(len(PIECE))
+        piece[:] = PIECE
+        return piece
 
     def consumed(self, size: int) -> None:
         """Count."""
