@@ -16,18 +16,10 @@ from pathlib import Path
 import pytest
 
 from support.command_line import ENVIRONMENT, STEP_SECONDS, serving
+from support.documents import DOCUMENTS, PROGRAM, ROOT, blocks
 
-ROOT = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ID = re.compile(r"\b[0-9a-f]{32}\b")
-PROGRAM = "walytis-vault"
-
-
-def blocks(document: str, language: str) -> Iterator[str]:
-    """The fenced blocks of one language."""
-    for kind, text in BLOCK.findall((ROOT / document).read_text()):
-        if kind == language:
-            yield text
+SESSIONS = [document for document in DOCUMENTS if any(blocks(document, "console"))]
 
 
 def steps(document: str) -> Iterator[tuple[str, list[str]]]:
@@ -60,7 +52,7 @@ def shell(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(300)  # dozens of processes, one after the other
-@pytest.mark.parametrize("document", ["README.md", "docs/first-session.md", "docs/operations.md"])
+@pytest.mark.parametrize("document", SESSIONS)
 def test_sessions_in_the_documents_run(document: str, shell: dict[str, str], tmp_path: Path) -> None:
     """Every command of a document's session does what is shown below it."""
     (tmp_path / "letter.txt").write_text("Dear Ada, the engine works.\n" * 40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from support import command_line
 from support.command_line import ENVIRONMENT, SOURCE, publish, run, run_process, serving
+from support.documents import in_spans
 from walytis_vault.client import Client
 from walytis_vault.testing import ViewContract
 
@@ -83,6 +85,8 @@ def test_a_real_node_keeps_the_view(environment: None, tmp_path: Path) -> None:
         assert change.row["contents"] == 2
         assert client.replay("activity")["activity"]["equal"]
         assert "activity" in client.status().views
+        for command in in_spans("docs/how-to-write-a-projection.md"):
+            run(home, *shlex.split(command)[1:])
         table = run(home, "query", "activity", f"month={row.month}").stdout.decode().splitlines()
         assert table[0].split() == ["MEMBER", "MONTH", "CONTENTS", "PADDED_BYTES"]
         assert table[1].split()[1:3] == [row.month, "2"]

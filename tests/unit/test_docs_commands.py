@@ -1,51 +1,21 @@
 """Every command that a document shows is one that the command line has, with the options and choices that it has.
 
-What the commands do is shown by running them (tests/integration/test_cli_docs.py); this is quick, and takes all.
+What the commands do is shown by running them (tests/integration/test_cli_docs.py, test_docs_run.py); this is quick, and
+takes all.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import pytest
 
-from walytis_vault.cli.app import application
+from support.documents import APPLICATION, DOCUMENTS, PROGRAM, shown
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = "walytis-vault"
-DOCUMENTS = sorted(
-    p.relative_to(ROOT).as_posix()
-    for p in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"))
-    if not p.name.startswith("reference-")
-)
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-SPAN = re.compile(r"`([^`]+)`")
-SHELLS = ("", "console", "ini", "text")
 END = {"|", ">", "<", ";", "&&", "&", "\\|"}
-APPLICATION = application()
 VALUE = "VALUE"
 """Stands for what a document leaves open."""
-
-
-def shown(document: str) -> Iterator[str]:
-    """Each command of a document: in blocks, and in spans of code, there also without the program."""
-    text = (ROOT / document).read_text()
-    for kind, block in BLOCK.findall(text):
-        if kind in SHELLS:
-            for line in block.replace("\\\n", " ").splitlines():
-                if (found := re.search(rf"(?:^|[$/] ?)({PROGRAM} [a-z-].*)", line)) is not None:
-                    yield found[1]
-    for span in SPAN.findall(BLOCK.sub("", text)):
-        words = " ".join(span.split())
-        first = words.partition(" ")[0]
-        if first == PROGRAM and words != PROGRAM and "\\n" not in words:
-            yield words
-        elif first in APPLICATION.commands and " --" in words:
-            yield f"{PROGRAM} {words}"
 
 
 def read(command: str) -> None:
