@@ -153,7 +153,9 @@ class Downloads:
         view = memoryview(piece)
         if stream.seal is None:
             return [(len(piece), view)] if piece else []
-        chunk = self._door.limits.chunk
+        # It goes whole or not at all: never more than the client's first credit.
+        limits, credit = self._door.limits, stream.call.limit - stream.call.offset
+        chunk = max(limits.chunk, min(limits.bulk_chunk, limits.window, credit))
         parts = ((offset + at, view[at : at + chunk]) for at in range(0, len(piece), chunk))
         return [(len(part), stream.seal.seal(at, part)) for at, part in parts]
 

@@ -21,6 +21,7 @@ import zmq
 from walytis_vault.bus.endpoint import EndpointRecord
 from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.protocol import FAILURE, NOT_YET, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
+from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import ClientKey
 from walytis_vault.bus.turns import Turns
 from walytis_vault.bus.wake import Wake
@@ -348,7 +349,7 @@ class Link:
     def incoming_bulk(self, parts: list[memoryview]) -> None:
         """Handle one message of the bulk socket, where nothing is to be believed before its seal proves it."""
         with contextlib.suppress(VaultError):
-            message = split(parts, body_cap=256, data_cap=self.limits.part)
+            message = split(parts, body_cap=256, data_cap=self.limits.bulk_chunk + TAG_BYTES)
             exchange = self._exchanges.get(message.id)
             if exchange is not None:
                 exchange.on_bulk(message)

@@ -56,6 +56,8 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     chunk: int = 256 << 10
     """Data in one DATA or CHUNK part."""
+    bulk_chunk: int = 1 << 20
+    """The same for CHUNK on the bulk socket: each message costs both sides as much as sealing 100 KiB."""
     inline: int = 128 << 10
     """Content that may travel inside its publish request."""
     body: int = 128 << 10

@@ -119,7 +119,7 @@ class Wire:
         s.connect(self._addresses[0].zmq)
         self.bulk: Line | None = None
         if record.bulk is not None:
-            self.bulk = Line(context, poller, limits.part)
+            self.bulk = Line(context, poller, limits.bulk_chunk + 64)
             self.bulk.socket.connect(self._addresses[1].zmq)
 
     def events(self) -> Iterator[tuple[int, int]]:

@@ -69,6 +69,16 @@ def test_large_streams_use_it_and_small_ones_do_not(world: World) -> None:
     assert sum(seen) == SIZE + 16 * len(seen)
 
 
+def test_chunks_fit_into_the_first_credit(world: World) -> None:
+    """A client that gives little credit gets smaller chunks, and everything."""
+    client = world.client()
+    link, seen = link_of(client), count_bulk(client)
+    link.limits = msgspec.structs.replace(link.limits, window=300_000)
+    data = os.urandom(SIZE)
+    assert client.request(client.publish(data).content_id) == data
+    assert max(seen) == 300_000 + 16
+
+
 def test_with_and_without(world: World) -> None:
     """Clients that know the bulk socket and clients that do not exchange the same contents."""
     knows, not_ = world.client(), without_bulk(world.client())
@@ -103,7 +113,7 @@ def test_lost_and_doubled_chunks(world: World) -> None:
 
     def incoming(parts: list[memoryview]) -> None:
         roll = chance.random()
-        if roll > 0.05:
+        if roll > 0.25:
             deliver(parts)
         if roll > 0.8:
             deliver(parts)
