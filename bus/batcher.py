@@ -1,24 +1,24 @@
 """Works on many small tasks at once: whoever is idle takes all that waits, from each owner in turn.
 
 Where a task costs little and the wait for disk and chain costs much, one worker with a hundred tasks does them
-in the time of one. Refuses nothing by itself: the server bounds how many tasks each owner may have.
+in the time of one.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
+
+from walytis_vault.bus.workers import Workers
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
-class Batcher(Generic[T]):
-    """Up to `threads` worker threads, started when first needed.
+class Batcher(Workers[T]):
+    """See `Workers`.
 
     Args:
         name: for thread names and logs.
@@ -28,53 +28,12 @@ class Batcher(Generic[T]):
     """
 
     def __init__(self, name: str, threads: int, most: int, work: Callable[[list[T]], None]) -> None:
-        self._name = name
-        self._bound = threads
+        super().__init__(name, threads)
         self._most = most
         self._work = work
-        self._ready: OrderedDict[Hashable, deque[T]] = OrderedDict()
-        self._condition = threading.Condition()
-        self._threads: list[threading.Thread] = []
-        self._idle = 0
-        self._waiting = 0
-        self._closed = False
 
-    def submit(self, owner: Hashable, task: T) -> None:
-        """Queue a task behind the owner's earlier ones. After `close` it is dropped. Never blocks."""
-        with self._condition:
-            if self._closed:
-                return
-            queue = self._ready.get(owner)
-            if queue is None:
-                queue = self._ready[owner] = deque()
-            queue.append(task)
-            self._waiting += 1
-            if self._idle:
-                self._condition.notify()
-            elif len(self._threads) < self._bound:
-                thread = threading.Thread(target=self._run, name=f"bus-{self._name}-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-
-    @property
-    def depth(self) -> int:
-        """Tasks that wait for a worker (a count)."""
-        return self._waiting
-
-    def close(self) -> None:
-        """Drop what waits and let the workers end after their current batch."""
-        with self._condition:
-            self._closed = True
-            self._ready.clear()
-            self._waiting = 0
-            self._condition.notify_all()
-
-    def join(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds in total for the workers; True if all have ended."""
-        per_thread = timeout / max(1, len(self._threads))
-        for thread in self._threads:
-            thread.join(per_thread)
-        return not any(t.is_alive() for t in self._threads)
+    def _needs_another(self) -> bool:
+        return not self._idle
 
     def _take(self) -> list[T]:
         """The next batch; empty when closed."""
@@ -85,11 +44,7 @@ class Batcher(Generic[T]):
             self._idle -= 1
             batch: list[T] = []
             while self._ready and len(batch) < self._most:
-                owner, queue = self._ready.popitem(last=False)
-                batch.append(queue.popleft())
-                if queue:
-                    self._ready[owner] = queue
-            self._waiting -= len(batch)
+                batch.append(self._pop(next(iter(self._ready))))
             return batch
 
     def _run(self) -> None:

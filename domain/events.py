@@ -8,7 +8,7 @@ Field meanings, sizes and the wire form are in docs/wire-format.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, ClassVar, Final, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 from eventsourcing.dcb.api import DCBEvent
@@ -17,123 +17,61 @@ from eventsourcing.dcb.persistence import DCBMapper
 from msgspec import Meta
 
 from walytis_vault.domain.errors import MisuseError, NewerVersionError, UntrustedInputError
+from walytis_vault.domain.event_base import Counter, DidText, Digest, Event, Id16, Sealed
 from walytis_vault.domain.limits import LIMITS
+from walytis_vault.domain.membership_events import (
+    ANY_MEMBER,
+    FOUNDER,
+    REMOVAL_POLICIES,
+    DeviceKeys,
+    DeviceRemoved,
+    KeyAnnounced,
+    LastBatch,
+    MemberAdmitted,
+    MemberRemoved,
+    VaultFounded,
+)
 
-Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
-DidText = Annotated[str, Meta(min_length=1, max_length=LIMITS.did)]
-Sealed = Annotated[bytes, Meta(max_length=LIMITS.descriptor)]
-Counter = Annotated[int, Meta(ge=0, le=2**53)]
-
-
-class Event(msgspec.Struct, Decision, frozen=True, kw_only=True):
-    """Base of all events: what eventsourcing calls a decision (its own msgspec base is not frozen)."""
-
-    TOPIC: ClassVar[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as eventsourcing wants them."""
-        return msgspec.structs.asdict(self)
-
-    def tags(self) -> list[str]:
-        """The tags under which the log finds this event; they follow from its fields alone."""
-        return []
-
-
-class DeviceKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """The public keys of one device of one member."""
-
-    member: DidText
-    device: DidText
-    ed25519: Digest
-    ml_dsa_65: Annotated[bytes, Meta(min_length=1952, max_length=1952)]
-    bus: Digest
-    """CURVE25519 key with which the device answers at the peer door."""
-    peer_id: Annotated[str, Meta(max_length=128)]
-    """libp2p peer id: where to open a tunnel to."""
-    proof: Annotated[bytes, Meta(max_length=LIMITS.proof)] = b""
-    """Signature of these keys over all of it and the vault's id (`claims.prove_possession`)."""
-
-
-ANY_MEMBER: Final = "any-member"
-FOUNDER: Final = "founder"
-REMOVAL_POLICIES: Final = (ANY_MEMBER, FOUNDER)
-OpenReason = Annotated[str, Meta(max_length=LIMITS.reason)]
-"""Characters, in the clear: it belongs to no content under whose key it could be sealed."""
-
-
-class VaultFounded(Event, frozen=True, kw_only=True):
-    """The first event of a vault: its first member, the group identity, and who may remove members."""
-
-    TOPIC = "vault-founded/1"
-    founder: DidText
-    group: DidText
-    removal_policy: Annotated[str, Meta(max_length=32)] = ANY_MEMBER
-    """Who may remove others, for ever: `any-member` or `founder`."""
-
-    def tags(self) -> list[str]:
-        return [f"member:{self.founder}"]
-
-
-class KeyAnnounced(Event, frozen=True, kw_only=True):
-    """A device of a member announces keys, by a batch that a valid key of that member signed."""
-
-    TOPIC = "key-announced/1"
-    keys: DeviceKeys
-    supersedes: Digest | None = None
-    """Key id that is no longer valid in batches that know this event."""
-    certificate: Annotated[bytes, Meta(max_length=LIMITS.certificate)] = b""
-    """The DID's control-key signature over the keys; checked by the audit where it has the DID's chain."""
-
-    def tags(self) -> list[str]:
-        return [f"member:{self.keys.member}"]
-
-
-class MemberAdmitted(Event, frozen=True, kw_only=True):
-    """A member lets another in and vouches for its first keys."""
-
-    TOPIC = "member-admitted/1"
-    member: DidText
-    keys: DeviceKeys
-    invitation: Digest
-    """SHA-256 of the one-use invitation's secret: the same invitation admits once."""
-
-    def tags(self) -> list[str]:
-        return [f"member:{self.member}"]
-
-
-class LastBatch(msgspec.Struct, frozen=True, kw_only=True):
-    """The last batch of one device that a removal accepts."""
-
-    device: DidText
-    number: Counter
-    batch_id: Digest
-
-
-class MemberRemoved(Event, frozen=True, kw_only=True):
-    """A member removes another. Batches of the removed member's devices beyond `accepted` are void."""
-
-    TOPIC = "member-removed/1"
-    member: DidText
-    accepted: Annotated[tuple[LastBatch, ...], Meta(max_length=LIMITS.members)]
-    reason: OpenReason = ""
-
-    def tags(self) -> list[str]:
-        return [f"member:{self.member}"]
-
-
-class DeviceRemoved(Event, frozen=True, kw_only=True):
-    """One device of a member goes and the member stays. By another of its devices, or by whoever may remove it."""
-
-    TOPIC = "device-removed/1"
-    member: DidText
-    device: DidText
-    accepted: Annotated[tuple[LastBatch, ...], Meta(max_length=1)]
-    """The device's last batch that counts; empty when it made none."""
-    reason: OpenReason = ""
-
-    def tags(self) -> list[str]:
-        return [f"member:{self.member}"]
+__all__ = [
+    "ANY_MEMBER",
+    "FOUNDER",
+    "MEMBERSHIP_TOPICS",
+    "PRODUCT_EVENTS",
+    "REMOVAL_POLICIES",
+    "REMOVAL_TOPICS",
+    "ClosedEventTable",
+    "ClosedMapper",
+    "ContentErased",
+    "ContentPublished",
+    "ContentRestored",
+    "ContentRetracted",
+    "Counter",
+    "DeviceKeys",
+    "DeviceRemoved",
+    "DidText",
+    "Digest",
+    "Event",
+    "EventTable",
+    "ForgettingConsented",
+    "ForgettingProposed",
+    "ForgettingRefused",
+    "ForgettingWithdrawn",
+    "Id16",
+    "KeyAnnounced",
+    "LastBatch",
+    "LoggedEvent",
+    "MemberAdmitted",
+    "MemberRemoved",
+    "Origin",
+    "Recorded",
+    "Sealed",
+    "VaultFounded",
+    "ballot_tag",
+    "content_tag",
+    "revision_tag",
+    "to_dcb",
+    "to_dcb_all",
+]
 
 
 class ContentPublished(Event, frozen=True, kw_only=True):
