@@ -50,6 +50,49 @@ def test_publish_prints_the_id_alone_on_its_first_line(home: Path, tmp_path: Pat
     assert run_process(home, "get", first).stdout == data
 
 
+def test_several_files_and_folders_are_published_in_order(home: Path, tmp_path: Path) -> None:
+    """`publish -r` prints id and file for each, in order; in the vault they are named from the folder on."""
+    folder = tmp_path / "trip"
+    (folder / "day 1").mkdir(parents=True)
+    for number in range(12):
+        (folder / "day 1" / f"{number:02}.txt").write_bytes(b"%d" % number)
+    (folder / "empty").write_bytes(b"")
+    (folder / "link").symlink_to("/etc/passwd")
+    single = tmp_path / "single.bin"
+    single.write_bytes(os.urandom(2 << 20))
+    done = run(home, "publish", "-r", str(folder), str(single), "--label", "trip")
+    lines = [line.split("  ", 1) for line in done.stdout.decode().splitlines()]
+    expected = [*(f"trip/day 1/{number:02}.txt" for number in range(12)), "trip/empty", "single.bin"]
+    assert [Path(file).name for _, file in lines] == [Path(name).name for name in expected]
+    for content, file in lines:
+        assert run(home, "get", content).stdout == Path(file).read_bytes()
+    rows = {row["content_id"]: row for row in as_json(home, "ls", "--label", "trip", "--limit", "100")}
+    assert [rows[content]["name"] for content, _ in lines] == expected
+    assert rows[lines[0][0]]["media_type"] == "text/plain"
+    documents = run(home, "publish", "--json", str(single), str(folder / "empty")).stdout.splitlines()
+    assert [json.loads(line)["file"] for line in documents] == [str(single), str(folder / "empty")]
+
+
+def test_several_files_of_which_one_cannot_be_read(home: Path, tmp_path: Path) -> None:
+    """What does not exist is told before anything is published; what fails later leaves the others' ids on stdout."""
+    first, last = tmp_path / "first", tmp_path / "last"
+    first.write_bytes(b"1")
+    last.write_bytes(b"2")
+    before = as_json(home, "status")["position"]
+    for wrong in (["publish", str(first), str(tmp_path / "none")], ["publish", str(first), str(tmp_path)]):
+        refused(home, *wrong)
+    assert as_json(home, "status")["position"] == before
+    run(home, "publish", "--name", "x", str(first), str(last), expect=2)
+    run(home, "publish", "-", str(last), expect=2)
+    broken = os.fsdecode(os.fsencode(tmp_path) + b"/bro\xffken")  # no text: it cannot be the name of a content
+    Path(broken).touch()
+    done = run(home, "publish", str(first), broken, str(last), expect=1)
+    lines = done.stdout.decode().splitlines()
+    assert lines
+    assert lines[0].endswith(str(first))
+    assert as_json(home, "status")["position"] == before + len(lines)
+
+
 def test_published_with_json_is_one_document(home: Path) -> None:
     """`publish --json` prints content id and position, wherever the option stands."""
     for words in (["--json", "publish", "-"], ["publish", "-", "--json"]):

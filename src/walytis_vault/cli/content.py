@@ -6,6 +6,7 @@ stdout carries the result and nothing else: the id on its first line, or the con
 from __future__ import annotations
 
 import mimetypes
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
-from walytis_vault.cli.output import emit, progress
+from walytis_vault.cli.output import emit, printable, progress
 from walytis_vault.cli.session import Session, command, timeout_option
+from walytis_vault.cli.several import named_files, publish_all, regular_file
 from walytis_vault.cli.when import read_when
 from walytis_vault.domain.errors import MisuseError
 
 if TYPE_CHECKING:
+    from walytis_vault.bus.messages import Published
     from walytis_vault.client import Client
 
 IDLE_SECONDS = 60.0
@@ -35,12 +38,7 @@ def _source(file: str) -> Path | BinaryIO:
     """
     if file == STDIN:
         return sys.stdin.buffer
-    path = Path(file)
-    if path.is_dir():
-        raise MisuseError(f"{file} is a directory: publish its files one by one, or an archive of it")
-    if not path.exists():
-        raise MisuseError(f"{file}: there is no such file")
-    return path
+    return regular_file(file)
 
 
 def _described(function: F) -> F:
@@ -92,15 +90,38 @@ def _inherited(client: Client, revises: str, said: dict[str, Any], is_file: bool
 
 
 @command("publish")
-@click.argument("file", metavar="FILE|-")
+@click.argument("files", metavar="FILE|-...", nargs=-1, required=True)
+@click.option("-r", "--recursive", is_flag=True, help="Take all files in directories, named DIRECTORY/…/FILE.")
 @_described
-def publish(session: Session, file: str, **said: Any) -> None:
-    """Put a file, or stdin, into the vault and print its content id.
+def publish(session: Session, files: tuple[str, ...], recursive: bool, **said: Any) -> None:
+    """Put files, or stdin, into the vault and print the content id; of several files a line each: id and file.
 
     Name, type, labels and note are sealed with the content. When this returns, the content is on disk and its event
-    is on the chain.
+    is on the chain. Links in directories are left out.
     """
-    _publish(session, file, revises=None, **said)
+    if len(files) > 1 or (recursive and Path(files[0]).is_dir()):
+        _publish_several(session, files, recursive, **said)
+    else:
+        _publish(session, files[0], revises=None, **said)
+
+
+def _publish_several(session: Session, files: tuple[str, ...], recursive: bool, *, timeout: float, **said: Any) -> None:
+    if said["name"] is not None:
+        raise click.UsageError("--name is for one file: several are called as they are")
+    if STDIN in files:
+        raise click.UsageError("- (stdin) is published alone")
+    named = named_files(files, recursive=recursive)
+
+    def show(path: Path, receipt: Published) -> None:
+        file = os.fsencode(path).decode(errors="replace")  # a name on disk need not be text
+        if session.json:
+            emit({"content_id": receipt.content_id, "position": receipt.position, "file": file})
+        else:
+            click.echo(f"{receipt.content_id}  {printable(file)}")
+
+    alone = not sys.stdout.isatty()  # lines that come meanwhile would tear a progress bar on the same terminal apart
+    with progress(f"publish {len(named)} files", wanted=alone) as watch, session.client(timeout) as client:
+        publish_all(client, named, said, show, watch)
 
 
 @command("revise")
