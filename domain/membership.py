@@ -16,7 +16,6 @@ from walytis_vault.domain.batch import key_id_of_device
 from walytis_vault.domain.errors import ConflictError, PermissionRefusedError, UnknownIdError
 from walytis_vault.domain.events import (
     ANY_MEMBER,
-    REMOVAL_POLICIES,
     DeviceKeys,
     DeviceRemoved,
     Event,
@@ -99,8 +98,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
             return "signing key belongs to another device"
         if key_id in self.superseded:
             return "signing key was superseded in the batch's causal past"
-        member = self.members.get(keys.member)
-        if member is None or member.removed:
+        if self.members[keys.member].removed:
             return "author was removed in the batch's causal past"
         if device in self.cuts:
             return "signing device was removed in the batch's causal past"
@@ -188,7 +186,8 @@ class _Fold:
         self._device_rank: dict[str, int] = {}
         self._invitations: set[tuple[str, bytes]] = set()
         """Those that admitted somebody, each with the member who gave it out: nobody else can spend it."""
-        self._superseded: dict[KeyId, MembershipFact] = {}
+        self._superseded: set[KeyId] = set()
+        """Also by a batch that is void: then the device was removed, and none of its keys counts."""
         self._entries: list[MembershipFact] = []
         """What let a member or a key in."""
         self._removed: set[str] = set()
@@ -203,9 +202,7 @@ class _Fold:
     def _admit(self, fact: MembershipFact) -> None:
         event = fact.event
         if isinstance(event, VaultFounded) and fact.origin.batch_id == self._root and not self._founder:
-            self._founder, self._group = event.founder, event.group
-            if event.removal_policy in REMOVAL_POLICIES:
-                self._policy = event.removal_policy
+            self._founder, self._group, self._policy = event.founder, event.group, event.removal_policy
             self._enter(event.founder, event.founder, fact)
         elif isinstance(event, KeyAnnounced):
             founding = fact.origin.batch_id == self._root and event.keys.member == self._founder
@@ -241,12 +238,12 @@ class _Fold:
         """A device renews its own keys. Those of the member's other devices only a removal ends, by seniority."""
         old = KeyId(event.supersedes) if event.supersedes else None
         if old in self._keys and self._keys[old].device == event.keys.device == fact.origin.device:
-            self._superseded.setdefault(old, fact)
+            self._superseded.add(old)
 
     def _author(self, fact: MembershipFact) -> str | None:
-        """Member DID behind the signature; None when the key is not (or no longer) that of a member."""
+        """Member DID behind the signature; None when the key is nobody's. Keys come in with or after their member."""
         keys = self._keys.get(KeyId(fact.key_id))
-        return keys.member if keys and keys.member in self._admitted_by else None
+        return keys.member if keys else None
 
     # -- pass 2: removals ---------------------------------------------------------------------------------------
 
@@ -255,14 +252,12 @@ class _Fold:
         event, author = fact.event, self._author(fact)
         if not isinstance(event, MemberRemoved | DeviceRemoved) or author is None:
             return None
-        if event.member not in self._admitted_by:
-            return None
         permitted = author != event.member and (self._policy == ANY_MEMBER or author == self._founder)
         devices = {k.device for k in self._keys.values() if k.member == event.member}
         if isinstance(event, DeviceRemoved):
             permitted = permitted or (author == event.member and event.device != fact.origin.device)
             devices &= {event.device}
-        if not permitted or not devices:
+        if not permitted:
             return None
         accepted = {a.device: a for a in event.accepted}
         whole = isinstance(event, MemberRemoved)
@@ -312,14 +307,13 @@ class _Fold:
             )
             for did, by in self._admitted_by.items()
         }
-        superseded = frozenset(i for i, fact in self._superseded.items() if not self._is_void(fact))
         return Membership(
             group=self._group,
             founder=self._founder,
             policy=self._policy,
             members=members,
             keys=dict(self._keys),
-            superseded=superseded,
+            superseded=frozenset(self._superseded),
             cuts=dict(self._cuts),
             spared=self._spared,
         )

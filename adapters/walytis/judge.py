@@ -20,7 +20,7 @@ from walytis_vault.adapters.walytis.lineage import Lineage
 from walytis_vault.adapters.walytis.log_index import LogIndex
 from walytis_vault.adapters.walytis.log_rows import BatchRow, EventRow
 from walytis_vault.domain import claims
-from walytis_vault.domain.batch import BATCH_VERSION, SignedBatch, decode_batch, key_id_of, key_id_of_device
+from walytis_vault.domain.batch import BATCH_VERSION, SignedBatch, decode_batch, key_id_of_device
 from walytis_vault.domain.errors import NewerVersionError, UntrustedInputError
 from walytis_vault.domain.events import (
     MEMBERSHIP_TOPICS,
@@ -213,8 +213,8 @@ class Judge:
         return Accepted(Place(context, ROOT_DEPTH), keys.member, self._unpack(batch), membership=True)
 
     def is_signed(self, batch: SignedBatch, ed25519: bytes, ml_dsa_65: bytes) -> bool:
-        """Whether both signatures of a batch are those of its key, which must be this one."""
-        return key_id_of(ed25519, ml_dsa_65) == batch.body.key_id and self._verifier.verify(
+        """Whether both signatures of a batch are those of this key: the one with the batch's key id."""
+        return self._verifier.verify(
             ed25519=ed25519, ml_dsa_65=ml_dsa_65, signature=batch.signature, message=batch.signed_bytes()
         )
 

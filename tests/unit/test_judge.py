@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from support.log_world import Device, founded, note, open_log
+from support.judge_world import World
+from support.log_world import Device, note
 from walytis_vault.adapters.crypto.signing import HybridSigner
-from walytis_vault.adapters.walytis.memory_chain import MemoryChain, MemoryNetwork
-from walytis_vault.adapters.walytis.vault_log import VaultLog
 from walytis_vault.domain import faults
 from walytis_vault.domain.batch import ENVELOPE_BYTES, SignedBatch
 from walytis_vault.domain.errors import StorageFullError
 from walytis_vault.domain.events import (
     ContentRetracted,
+    DeviceRemoved,
     KeyAnnounced,
     LastBatch,
     MemberAdmitted,
@@ -25,53 +25,7 @@ from walytis_vault.domain.events import (
     VaultFounded,
     to_dcb,
 )
-from walytis_vault.domain.ids import BatchId
 from walytis_vault.domain.limits import LIMITS
-from walytis_vault.domain.ports import BlockRef
-
-
-class World:
-    """A vault of one on a chain in memory, a second member, and a stranger who can append blocks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.network = MemoryNetwork(1, manual=True)
-        self.chain: MemoryChain = self.network.replica("a")
-        self.founder = Device("founder")
-        self.root = founded(self.chain, self.founder)
-        self.log: VaultLog = open_log(folder, self.chain, self.founder, self.root)
-        self.log.reconciler.catch_up()
-        self.second = Device("second")
-        self.tip = self.accept(
-            self.founder.batch(
-                self.vault,
-                [MemberAdmitted(member=self.second.member, keys=self.second.keys(self.vault), invitation=b"i" * 32)],
-                number=2,
-                previous=self.root,
-            )
-        )
-
-    @property
-    def vault(self) -> str:
-        """The vault's id."""
-        return self.chain.chain_id
-
-    def give(self, content: bytes, parents: Sequence[BlockRef] = ()) -> tuple[str | None, str | None]:
-        """A stranger appends a block; returns the verdict on it and the reason."""
-        ref = self.network.inject(content, parents=parents)
-        self.log.reconciler.catch_up()
-        with self.log.index.database.read() as connection:
-            row = connection.execute("SELECT verdict, reason FROM blocks WHERE key = ?", (ref.key,)).fetchone()
-        return (str(row[0]), None if row[1] is None else str(row[1])) if row else (None, None)
-
-    def accept(self, batch: SignedBatch) -> BatchId:
-        """Give a batch that must be accepted; returns its id."""
-        assert self.give(batch.envelope()) == ("accepted", None)
-        return batch.batch_id
-
-    def next(self, *, number: int = 1, previous: bytes = b"", heads: tuple[bytes, ...] | None = None) -> SignedBatch:
-        """An honest batch of the second member."""
-        chosen = (self.tip,) if heads is None else heads
-        return self.second.batch(self.vault, [note(number)], number=number, previous=previous, heads=chosen)
 
 
 @pytest.fixture
@@ -128,6 +82,10 @@ FORGERIES: dict[str, tuple[Callable[[World], bytes], str]] = {
         lambda w: w.second.batch(w.vault, [note(2)], number=2, previous=w.tip).envelope(),
         "does not follow",
     ),
+    "previous batch of another device, with the number before": (
+        lambda w: w.second.batch(w.vault, [note(3)], number=3, previous=w.tip).envelope(),
+        "does not follow",
+    ),
     "first batch with a previous one": (
         lambda w: w.second.batch(w.vault, [note(1)], number=1, previous=w.tip).envelope(),
         "first batch",
@@ -158,6 +116,52 @@ FORGERIES: dict[str, tuple[Callable[[World], bytes], str]] = {
             heads=[w.tip],
         ).envelope(),
         "last batches",
+    ),
+    "admission under another's name": (
+        lambda w: w.second.batch(
+            w.vault,
+            [MemberAdmitted(member="did:test:other", keys=Device("x").keys(w.vault), invitation=bytes(32))],
+            number=1,
+            heads=[w.tip],
+        ).envelope(),
+        "not the new member's first device's",
+    ),
+    "admission with the keys of a second device": (
+        lambda w: w.second.batch(
+            w.vault,
+            [
+                MemberAdmitted(
+                    member=(other := Device("x")).member, keys=Device("y", other).keys(w.vault), invitation=bytes(32)
+                )
+            ],
+            number=1,
+            heads=[w.tip],
+        ).envelope(),
+        "not the new member's first device's",
+    ),
+    "removal of the own device": (
+        lambda w: w.second.batch(
+            w.vault,
+            [DeviceRemoved(member=w.second.member, device=w.second.device, accepted=())],
+            number=1,
+            heads=[w.tip],
+        ).envelope(),
+        "no other device of that member",
+    ),
+    "removal of a device of somebody else's": (
+        lambda w: w.second.batch(
+            w.vault,
+            [DeviceRemoved(member=w.founder.member, device="did:test:nobody", accepted=())],
+            number=1,
+            heads=[w.tip],
+        ).envelope(),
+        "no other device of that member",
+    ),
+    "removal of oneself": (
+        lambda w: w.second.batch(
+            w.vault, [MemberRemoved(member=w.second.member, accepted=())], number=1, heads=[w.tip]
+        ).envelope(),
+        "policy does not let",
     ),
     "removal of a stranger": (
         lambda w: w.second.batch(
