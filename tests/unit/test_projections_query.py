@@ -16,8 +16,7 @@ from walytis_vault.domain.errors import MisuseError, StorageFullError
 from walytis_vault.projections.audit import AuditRow, AuditView
 from walytis_vault.projections.base import Request
 from walytis_vault.projections.host import ProjectionHost
-from walytis_vault.projections.search import Place, Search
-from walytis_vault.projections.wanted import Opened, Wanted
+from walytis_vault.projections.search import Search
 
 T0 = 1_700_000_000_000
 
@@ -351,39 +350,6 @@ def test_bad_limits_are_refused(world: World, limit: Any) -> None:
 def test_filters_of_none_do_not_filter(world: World) -> None:
     """Callers may pass every filter that they know."""
     assert len(world.rows(author=None, label=None)) == 40
-
-
-def place(position: int) -> Place:
-    return Place(position.to_bytes(4, "big"), 1000 * position, 100 - position, position)
-
-
-def test_a_full_search_memory_still_answers() -> None:
-    """Beyond its capacity the search says that it cannot tell, and opens descriptors again."""
-    opened = Opened("name", "text/plain", ("label",), 5, "name\nlabel")
-    search = Search(lambda _id, _sealed: opened, capacity=2)
-    stored = [(place(i), content(i), b"sealed") for i in range(1, 5)]
-    search.catch_up(lambda after: [s for s in stored if s[0].position > after], lambda _position: b"sealed")
-    assert search.full
-    assert search.find(Wanted(label="label"), "order") is None
-    found = search.open(content(4), b"sealed", place(4))
-    assert found is not None
-    assert Wanted(label="label", text="NAME").matches(found)
-    search.forget([content(1)])
-    assert search.open(content(1), None, place(1)) is None
-
-
-def test_what_is_forgotten_while_it_is_opened_is_not_kept() -> None:
-    """A name that was opened just before the key was destroyed does not stay in memory."""
-    keys = {content(1): Opened("name", None, (), 5, "name")}
-
-    def unseal(content_id: bytes, _sealed: bytes) -> Opened | None:
-        found = keys.pop(content_id, None)
-        search.forget([content_id])  # the erasure runs between opening and keeping
-        return found
-
-    search = Search(unseal)
-    assert search.open(content(1), b"sealed", place(1)) is None
-    assert list(search.find(Wanted(name="name"), "order") or ()) == []
 
 
 def test_search_in_a_catalogue_beyond_memory(world: World) -> None:

@@ -201,3 +201,36 @@ def test_grams_tell_candidates_and_let_go() -> None:
         index.remove(number, text)
     index.remove(9, "never added")
     assert index._numbers == {}
+
+
+def place(position: int) -> search.Place:
+    return search.Place(position.to_bytes(4, "big"), 1000 * position, 100 - position, position)
+
+
+def test_a_full_search_memory_still_answers() -> None:
+    """Beyond its capacity the search says that it cannot tell, and opens descriptors again."""
+    opened = Opened("name", "text/plain", ("label",), 5, "name\nlabel")
+    index = search.Search(lambda _id, _sealed: opened, capacity=2)
+    stored = [(place(i), content(i), b"sealed") for i in range(1, 5)]
+    index.catch_up(lambda after: [s for s in stored if s[0].position > after], lambda _position: b"sealed")
+    assert index.full
+    assert index.find(Wanted(label="label"), "order") is None
+    found = index.open(content(4), b"sealed", place(4))
+    assert found is not None
+    assert Wanted(label="label", text="NAME").matches(found)
+    index.forget([content(1)])
+    assert index.open(content(1), None, place(1)) is None
+
+
+def test_what_is_forgotten_while_it_is_opened_is_not_kept() -> None:
+    """A name that was opened just before the key was destroyed does not stay in memory."""
+    keys = {content(1): Opened("name", None, (), 5, "name")}
+
+    def unseal(content_id: bytes, _sealed: bytes) -> Opened | None:
+        found = keys.pop(content_id, None)
+        index.forget([content_id])  # the erasure runs between opening and keeping
+        return found
+
+    index = search.Search(unseal)
+    assert index.open(content(1), b"sealed", place(1)) is None
+    assert list(index.find(Wanted(name="name"), "order") or ()) == []

@@ -13,7 +13,13 @@ import pytest
 from support.content_stores import AUTHOR, Kept, get, new_id, open_store, put
 from support.killed_store import StoreKiller
 from walytis_vault.adapters.storage.content_store import DiskContentStore
-from walytis_vault.domain.errors import ConflictError, DamagedContentError, NotYetAvailableError, StorageError
+from walytis_vault.domain.errors import (
+    ConflictError,
+    DamagedContentError,
+    NotYetAvailableError,
+    StorageError,
+    VaultError,
+)
 from walytis_vault.domain.ids import ContentId
 from walytis_vault.domain.limits import SEGMENT_BYTES
 
@@ -364,3 +370,21 @@ def test_killed_while_publishing(tmp_path: Path, killer: StoreKiller, action: st
 def _keys_on_disk(store: DiskContentStore) -> int:
     slots = store._state.slots
     return sum(slots.read(number) is not None for number in range(slots.capacity))
+
+
+def test_an_unwritable_or_missing_home_is_told(tmp_path: Path) -> None:
+    """A store that cannot be made gives StorageError, not a bare OSError."""
+    (tmp_path / "content").write_text("in the way")
+    with pytest.raises(StorageError):
+        open_store(tmp_path)
+    with pytest.raises(VaultError):
+        open_store(tmp_path / "content" / "below a file")
+
+
+def test_a_vanished_blob_folder_gives_our_error(tmp_path: Path) -> None:
+    """Folders that vanish under a running store give StorageError; nothing is acknowledged."""
+    store = open_store(tmp_path)
+    (tmp_path / "content" / "blobs").rmdir()
+    with pytest.raises(StorageError):
+        put(store, bytes(200_000), content_id=new_id())
+    store.close()

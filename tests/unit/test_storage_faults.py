@@ -396,21 +396,3 @@ def test_what_the_index_names_is_durable_before(tmp_path: Path, plan: FaultPlan)
     watch.assert_durable()
     store.close()
     source.close()
-
-
-def test_an_unwritable_or_missing_home_is_told(tmp_path: Path) -> None:
-    """A store that cannot be made gives StorageError, not a bare OSError."""
-    (tmp_path / "content").write_text("in the way")
-    with pytest.raises(StorageError):
-        open_store(tmp_path)
-    with pytest.raises(VaultError):
-        open_store(tmp_path / "content" / "below a file")
-
-
-def test_a_vanished_blob_folder_gives_our_error(tmp_path: Path) -> None:
-    """Folders that vanish under a running store give StorageError; nothing is acknowledged."""
-    store = open_store(tmp_path)
-    (tmp_path / "content" / "blobs").rmdir()
-    with pytest.raises(StorageError):
-        put(store, bytes(200_000), content_id=new_id())
-    store.close()
