@@ -97,9 +97,10 @@ def fetch(folder: Path, rounds: int, size: int) -> None:
         content_id = pair.publish(data)
         for name in rates:
             before, begun = pair.cpu(), time.monotonic()
-            if pair.b.request(content_id) != data:
-                raise SystemExit("wrong bytes")
+            got = pair.b.request(content_id)
             rates[name].append(size / MIB / (time.monotonic() - begun))
+            if got != data:
+                raise SystemExit("wrong bytes")
             used[name].append([now - then for now, then in zip(pair.cpu(), before, strict=True)])
     for name, found in rates.items():
         spent = [statistics.median(column) for column in zip(*used[name], strict=True)]
