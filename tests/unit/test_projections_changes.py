@@ -110,6 +110,7 @@ def test_changes_can_be_filtered(tmp_path: Path) -> None:
             at(published(1), "did:a", 2),
             at(published(2), "did:b", 3),
             at(proposed(1, [2], ["did:a", "did:b"]), "did:a", 4),
+            at(published(3, revises=2), "did:b", 5),
         ]
     )
     with hosting(tmp_path, log, vault=vault) as host:
@@ -117,15 +118,17 @@ def test_changes_can_be_filtered(tmp_path: Path) -> None:
 
         def positions(view: str, **filters: Any) -> list[int]:
             found, upto = host.changes(view, after=0, filters=filters)
-            assert upto == 3
+            assert upto == 4
             return [c.position for c in found]
 
-        assert positions("events", type="content-published/1") == [1, 2]
+        assert positions("events", type="content-published/1") == [1, 2, 4]
         assert positions("events", author="did:a") == [1, 3]
-        assert positions("events", content_id=content(2).hex()) == [2, 3]
+        assert positions("events", content_id=content(2).hex()) == [2, 3, 4]
+        assert positions("events", content_id=content(3).hex()) == [4]
+        assert positions("events", content_id=content(2).hex(), type="content-published/1") == [2, 4]
         assert positions("events", ballot_id=ballot(1).hex()) == [3]
         assert positions("catalogue", label="mine") == [1]
-        assert positions("catalogue", state="forgetting") == [2, 3]
+        assert positions("catalogue", state="forgetting") == [2, 3, 4, 4]
         assert positions("catalogue", author="did:b", type="forgetting-proposed/1") == [3]
         assert positions("catalogue", content_id=content(1).hex()) == [1]
         for view, filters in (("events", {"label": "x"}), ("catalogue", {"colour": "x"}), ("events", {"type": "x"})):
