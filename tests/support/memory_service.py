@@ -6,17 +6,17 @@ One member, so that a ballot carries at once unless `electorate` names more. Eff
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import msgspec
 
 from support.memory_safe import MemorySafe
+from support.memory_streams import PIECE, MemoryReader, MemorySession
+from support.memory_views import VIEWS, MemoryViews
 from walytis_vault.bus.messages import (
     BackupInfo,
     BallotInfo,
@@ -26,10 +26,7 @@ from walytis_vault.bus.messages import (
     InvitationInfo,
     Published,
     PublishOptions,
-    QueryPage,
     RequestKey,
-    Status,
-    ViewStatus,
 )
 from walytis_vault.bus.service import never
 from walytis_vault.domain.errors import (
@@ -43,97 +40,9 @@ from walytis_vault.domain.errors import (
 )
 
 T = TypeVar("T")
-VIEWS = ("catalogue", "ballots", "members", "timeline", "audit")
-_PIECE = 1 << 20
 
 
-class MemorySession:
-    """A publish into memory."""
-
-    def __init__(self, service: MemoryService, options: PublishOptions, key: RequestKey | None) -> None:
-        self._service = service
-        self._options = options
-        self._key = key
-        self._data = bytearray()
-        self._size = 0
-        self._hash = hashlib.sha256()
-        self._id = secrets.token_hex(16)
-        self.state = "open"
-
-    @property
-    def content_id(self) -> str:
-        return self._id
-
-    def write(self, data: bytes | memoryview) -> None:
-        assert self.state == "open"
-        self._hash.update(data)
-        self._size += len(data)
-        if self._service.keep_bytes:
-            self._data += data
-
-    def commit(self, *, latency: float | None = None) -> Published:
-        assert self.state == "open"
-        self.state = "committed"
-        self._service.sessions.discard(self)
-        return self._service.commit_publish(self, self._options, self._key, bytes(self._data), latency=latency)
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    @property
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-    def abort(self) -> None:
-        if self.state == "open":
-            self.state = "aborted"
-            self._data.clear()
-            self._service.sessions.discard(self)
-            self._service.aborted += 1
-
-
-class MemoryReader:
-    """A content being read out of memory, or made on the spot when it is a large pretended one."""
-
-    def __init__(self, service: MemoryService, content_id: str) -> None:
-        self._service = service
-        self._id = content_id
-        self._at = 0
-        self.closed = False
-        self.here = content_id not in service.coming
-        row = service.contents[content_id]
-        self._length = int(row["size"])
-        service.readers.add(self)
-
-    @property
-    def length(self) -> int:
-        return self._length
-
-    def read(self) -> bytes:
-        assert not self.closed or not self.here
-        while self._at and self._id in self._service.coming:
-            if self.closed:
-                raise MisuseError("this content was closed")
-            threading.Event().wait(0.01)
-        data = self._service.blobs.get(self._id)
-        if data is None:
-            if self._id not in self._service.pretended:
-                raise ForgottenError("the content was forgotten meanwhile")
-            size = min(_PIECE, self._length - self._at)
-            piece = self._service.filler[:size]
-        else:
-            piece = data[self._at : self._at + _PIECE]
-        self._at += len(piece)
-        self._service.bytes_read += len(piece)
-        return piece
-
-    def close(self) -> None:
-        self.closed = True
-        self._service.readers.discard(self)
-
-
-class MemoryService(MemorySafe):
+class MemoryService(MemoryViews, MemorySafe):
     """See the module. `latency` (seconds) is added to each commit."""
 
     def __init__(self, *, electorate: tuple[str, ...] = ("did:me",), latency: float = 0.0) -> None:
@@ -147,7 +56,7 @@ class MemoryService(MemorySafe):
         """Contents that no peer brings, until they are taken out of here."""
         self.coming: set[str] = set()
         """Contents of which nothing more comes than the first piece, until they are taken out of here."""
-        self.filler = bytes(range(256)) * (_PIECE // 256)
+        self.filler = bytes(range(256)) * (PIECE // 256)
         self.ballots: dict[str, BallotInfo] = {}
         self.events: list[Change] = []
         self.invited: list[InvitationInfo] = []
@@ -161,10 +70,6 @@ class MemoryService(MemorySafe):
         self.bytes_read = 0
         self._listeners: list[Callable[[int], None]] = []
         self._condition = threading.Condition(threading.RLock())
-
-    @property
-    def position(self) -> int:
-        return len(self.events)
 
     def pretend(self, size: int) -> str:
         """A content of `size` bytes that takes no memory: the filler, over and over."""
@@ -300,76 +205,6 @@ class MemoryService(MemorySafe):
     def restore(self, content_id: str, key: RequestKey | None = None) -> int:
         return self._once(key, lambda: self._set_state(content_id, "available", "content-restored/1"))
 
-    def query(
-        self,
-        view: str,
-        *,
-        limit: int | None,
-        cursor: str | None,
-        filters: dict[str, Any],
-        as_of: int | str | None = None,
-    ) -> QueryPage:
-        with self._condition:
-            known = list(self._rows(view))[: as_of if isinstance(as_of, int) else None]
-            rows = [row for row in known if _matches(row, filters)]
-            start = int(cursor or 0)
-            end = len(rows) if limit is None else start + limit
-            more = str(end) if end < len(rows) else None
-            return QueryPage(rows=tuple(dict(r) for r in rows[start:end]), cursor=more, position=self.position)
-
-    def changes(self, view: str, *, after: int, limit: int, filters: dict[str, Any]) -> tuple[list[Change], int]:
-        with self._condition:
-            self.change_reads += 1
-            if view != "events" and view not in VIEWS:
-                raise UnknownIdError(f"there is no view {view!r}")
-            found: list[Change] = []
-            position = after
-            for event in self.events[after:]:
-                if len(found) == limit:
-                    break
-                position = event.position
-                change = event if view == "events" else self._with_row(view, event)
-                if change is None:
-                    continue
-                fields = msgspec.to_builtins(change) | (change.row or {})
-                if view == "events":
-                    fields["content_id"] = [i for i in event.ids if i in self.contents]
-                    fields["ballot_id"] = [i for i in event.ids if i in self.ballots]
-                if _matches(fields, filters):
-                    found.append(change)
-            return found, max(position, min(after, self.position))
-
-    def on_advance(self, callback: Callable[[int], None]) -> Callable[[], None]:
-        with self._condition:
-            self._listeners.append(callback)
-
-        def stop() -> None:
-            with self._condition, contextlib.suppress(ValueError):
-                self._listeners.remove(callback)
-
-        return stop
-
-    def wait_for(self, position: int, *, timeout: float) -> int:
-        with self._condition:
-            if not self._condition.wait_for(lambda: self.position >= position, timeout):
-                raise TimedOutError(f"position {position} was not reached")
-            return self.position
-
-    def status(self) -> Status:
-        with self._condition:
-            text = hashlib.sha256(msgspec.json.encode(self.events)).hexdigest()
-            return Status(
-                vault_id="vault-in-memory",
-                did="did:me",
-                name="memory",
-                position=self.position,
-                peers=(),
-                views={view: ViewStatus(position=self.position, hash=text) for view in VIEWS},
-                version="0",
-                network="loopback",
-                locked=self.locked,
-            )
-
     def audit(self, *, read_data: bool, cursor: str | None = None) -> dict[str, Any]:
         number = int(cursor or 0)
         page = {"contents": [number], "ballots": [], "cursor": str(number + 1) if number < 2 else None}
@@ -444,15 +279,6 @@ class MemoryService(MemorySafe):
             raise ConflictError("this request id was used for another request")
         return cast(object, found[1])
 
-    def _event(self, topic: str, *ids: str) -> int:
-        position = len(self.events) + 1
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(0))
-        self.events.append(Change(position=position, type=topic, author="did:me", time=moment, ids=ids))
-        self._condition.notify_all()
-        for listener in list(self._listeners):
-            listener(position)
-        return position
-
     def _content(self, content_id: str) -> dict[str, Any]:
         row = self.contents.get(content_id)
         if row is None:
@@ -488,36 +314,3 @@ class MemoryService(MemorySafe):
     def _set_state(self, content_id: str, state: str, topic: str) -> int:
         self._content(content_id)["state"] = state
         return self._event(topic, content_id)
-
-    def _rows(self, view: str) -> Iterator[dict[str, Any]]:
-        if view in ("catalogue", "timeline"):
-            yield from self.contents.values()
-        elif view == "ballots":
-            yield from (msgspec.to_builtins(b) for b in self.ballots.values())
-        elif view == "members":
-            yield from self.members.values()
-        elif view == "audit":
-            yield from (msgspec.to_builtins(e) for e in self.events)
-        else:
-            raise UnknownIdError(f"there is no view {view!r}")
-
-    def _with_row(self, view: str, event: Change) -> Change | None:
-        if view == "catalogue":
-            row = next((self.contents[i] for i in event.ids if i in self.contents), None)
-            return None if row is None else msgspec.structs.replace(event, row=dict(row))
-        if view == "ballots":
-            ballot = next((self.ballots[i] for i in event.ids if i in self.ballots), None)
-            return None if ballot is None else msgspec.structs.replace(event, row=msgspec.to_builtins(ballot))
-        return event
-
-
-def _matches(row: dict[str, Any], filters: dict[str, Any]) -> bool:
-    for name, wanted in filters.items():
-        field = "labels" if name == "label" else name
-        value = row.get(field)
-        if isinstance(value, list):
-            if wanted not in value:
-                return False
-        elif value != wanted:
-            return False
-    return True
