@@ -22,7 +22,7 @@ from walytis_vault.bus.barred import Barred
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.peer import Listener, Peer, source_of
-from walytis_vault.bus.protocol import GONE, NO_ID, BusLimits, Kind, failure, header, pack, split
+from walytis_vault.bus.protocol import GONE, NO_ID, BusLimits, Header, Kind, failure, header, pack, split
 from walytis_vault.bus.routers import make_router
 from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import BusKeys, ClientEntry
@@ -148,9 +148,15 @@ class Door:
         self._counts.errors += 1
         self.send(peer, Kind.ERROR, message_id, failure(error))
 
-    def send_gone(self, peer: Peer, message_id: bytes) -> None:
-        """Tell that there is no such stream (any more)."""
-        self.send(peer, Kind.ERROR, message_id, GONE)
+    def send_gone(self, peer: Peer, message: Header) -> None:
+        """Tell that there is no such stream (any more). Whoever sends data on and on nevertheless is cut."""
+        self._counts.errors += 1
+        self.send(peer, Kind.ERROR, message.id, GONE)
+        if message.kind is Kind.DATA:
+            self.hold_against(peer)
+
+    def hold_against(self, peer: Peer) -> None:
+        """It made work for nothing; whoever does so on and on is cut."""
         if (reason := peer.refused(time.monotonic(), self.limits)) is not None:
             self.cut(peer, reason, bar=True)
 

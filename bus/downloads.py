@@ -197,6 +197,8 @@ class Downloads:
         elif message.kind is Kind.PING:
             self._door.send(peer, Kind.PONG, message.id, Pong(sent=stream.sent, limit=stream.limit))
         elif message.kind is Kind.CANCEL:
+            if stream.length < 0:  # it was not opened yet
+                self._door.hold_against(peer)
             self._drop(stream)
         else:
             self._fail(stream, MisuseError(f"a download takes no {message.kind.name}"))

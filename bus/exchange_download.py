@@ -56,6 +56,7 @@ class DownloadExchange:
         self._bulk_came = False
         self._opened = 0.0
         self._whole = -1
+        self._told = -1
 
     def start(self) -> None:
         """Begin. From any thread."""
@@ -107,8 +108,11 @@ class DownloadExchange:
             self._queue.put(MisuseError("the request was cancelled"))
 
     def _credit(self) -> None:
+        if self._ended:
+            return  # the end was acknowledged when it came
+        self._told = min(self._consumed, self._got)
         limit = self._consumed + self._link.limits.window
-        self._link.send(Kind.CREDIT, self.id, Credit(received=min(self._consumed, self._got), limit=limit))
+        self._link.send(Kind.CREDIT, self.id, Credit(received=self._told, limit=limit))
 
     def _reopen(self) -> None:
         """Ask for the rest under a fresh stream id."""
@@ -121,7 +125,7 @@ class DownloadExchange:
         self._opened = self._asked
         self._bulk_came = False
         self._seal = None
-        self._whole = -1
+        self._whole = self._told = -1
         call = OpenCall(
             content_id=self._content_id,
             offset=self._got,
@@ -197,7 +201,7 @@ class DownloadExchange:
     def _finish(self, result: VaultError | None) -> None:
         self._ended = True
         self._link.end(self)
-        if result is None:
+        if result is None and self._told < self._got:
             self._link.send(Kind.CREDIT, self.id, Credit(received=self._got, limit=self._got))
         self._queue.put(result)
 

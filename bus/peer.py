@@ -63,11 +63,11 @@ class Peer:
         return self.refused(now, limits) if isinstance(error, BusyError) else None
 
     def refused(self, now: float, limits: BusLimits) -> str | None:
-        """It sent what is not taken now, or is for no stream (any more); returns why it is to be cut, or None."""
+        """It sent what is not taken, or made work for nothing; returns why it is to be cut, or None."""
         if now - self.refused_since > 1.0:
             self.refusals, self.refused_since = 0, now
         self.refusals += 1
-        return "it sends on and on what is not taken" if self.refusals > limits.refusals else None
+        return "it keeps sending what leads to nothing" if self.refusals > limits.refusals else None
 
     def shut_down(self) -> None:
         """End the connection under libzmq's hands. Nothing happens if the descriptor is another's by now."""

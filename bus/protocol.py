@@ -95,7 +95,8 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     malformed: int = 16
     """Malformed messages after which a connection is cut (a count)."""
     refusals: int = 512
-    """Times in a second that a connection may be told `busy` or `stream-gone`; with more it is cut (a count)."""
+    """Times in a second that a connection may be told `busy`, send data of no stream, or cancel what has not begun;
+    with more it is cut (a count)."""
     peer_waiting: int = 4096
     """Messages that wait for one connection to take them; with more it is cut (a count)."""
     peer_waiting_bytes: int = 32 << 20

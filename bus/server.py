@@ -222,7 +222,7 @@ class BusServer:
         if message.kind is Kind.PING and not any(message.id):
             door.send(peer, Kind.PONG, message.id, Pong(node=self._run_id))
         elif message.kind is not Kind.CANCEL:
-            door.send_gone(peer, message.id)
+            door.send_gone(peer, message)
 
     def on_bulk(self, message: Header, connect: Callable[[ClientEntry], Peer]) -> None:
         """For the door: a message from the bulk socket."""

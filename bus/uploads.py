@@ -188,6 +188,8 @@ class Uploads:
             self._door.send(upload.peer, Kind.PONG, upload.id, Pong(sent=upload.received, limit=upload.limit))
         elif kind is Kind.CANCEL:
             if upload.state != "committing":
+                if not upload.received:
+                    self._door.hold_against(upload.peer)
                 self._kill(upload)
         else:
             raise MisuseError(f"an upload takes no {kind.name}")

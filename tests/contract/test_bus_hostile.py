@@ -6,10 +6,8 @@ import contextlib
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
@@ -310,56 +308,6 @@ def test_flooding_leaves_others_served(tmp_path: Path) -> None:
     assert world.server.details()["totals"]["requests"] > 10 * served
     assert rss() - before < 200 << 20
     world.close()
-
-
-@pytest.mark.parametrize("what", ["requests that are too many", "data for no stream", "garbage"])
-def test_whoever_does_not_heed_is_cut_and_kept_away_for_a_while(world: World, what: str) -> None:
-    """It is told at first, then cut, and its key waits; others are served, and its own other programs come in later."""
-    add_client(world.home / "bus", "hasty", ["read"])
-    client, other = world.client(), world.client(key="hasty")
-    client.status()
-    other.status()
-    raw = Raw(world, key_name="hasty")
-    raw.watch()
-    raw.socket.sndtimeo = 50
-    world.service.latency = 0.05
-    while not world.server.details()["totals"]["cut"]:
-        with contextlib.suppress(zmq.Again):
-            for _ in range(100):
-                if what == "garbage":
-                    raw.socket.send_multipart([b"junk", b"junk"])
-                elif what == "data for no stream":
-                    raw.send(Kind.DATA, ident(), Place(offset=0), b"x")
-                else:
-                    raw.send(Kind.REQUEST, ident(), StatusCall())
-    raw.close()
-    world.service.latency = 0.0
-    client.status()
-    other.status()  # the connection that it has already is left alone
-    began = time.monotonic()
-    assert world.client(key="hasty").status().position == 0
-    assert time.monotonic() - began > 0.2, "a new one is let in, but not at once"
-
-
-def test_nobody_works_for_a_client_that_is_gone(world: World, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a client asked for before it ended is not looked up any more; what has an effect is done."""
-    looked, gate, status = [0], threading.Event(), world.service.status
-
-    def counted() -> Any:
-        looked[0] += 1
-        assert gate.wait(10)
-        return status()
-
-    monkeypatch.setattr(world.service, "status", counted)
-    for _ in range(200):
-        raw.send(Kind.REQUEST, ident(), StatusCall())
-    raw.send(Kind.REQUEST, ident(), PublishCall(inline=True), b"x")
-    assert eventually(lambda: world.server.details()["totals"]["requests"] == 201)
-    raw.close()
-    gate.set()
-    assert eventually(lambda: world.server.details()["running"] == 0)
-    assert looked[0] < 100
-    assert eventually(lambda: world.client().status().position == 1)
 
 
 def test_a_revoked_key_that_stays_silent_is_cut_too(world: World) -> None:
