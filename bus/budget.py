@@ -6,7 +6,7 @@ Used by the door's thread only.
 
 from __future__ import annotations
 
-from walytis_vault.bus.door import Peer
+from walytis_vault.bus.peer import Peer
 from walytis_vault.bus.protocol import BusLimits
 
 

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from walytis_vault.bus import calls as c
 from walytis_vault.bus.batcher import Batcher
-from walytis_vault.bus.door import Door, Peer
+from walytis_vault.bus.door import Door
 from walytis_vault.bus.errors import shield
 from walytis_vault.bus.kept_replies import KeptReplies
 from walytis_vault.bus.messages import InlinePublish, Published, QueryPage, RequestKey
+from walytis_vault.bus.peer import Peer
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import Header, Kind, encode
 from walytis_vault.bus.request_key import request_key

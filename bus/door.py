@@ -41,6 +41,8 @@ _OWN_RID: Final = 5
 """Bytes of a routing id that libzmq made: a zero and a number that began at random."""
 _NOBODY: Final = ClientEntry(name="?", public_key="?" * 40, verbs=())
 _RETRY: Final = 0.05
+_ENDED: Final = 30.0
+"""Seconds after which nothing of a connection that was cut can still come."""
 _QUEUED: Final = 16
 """Messages that libzmq may hold for one connection (a count): it weighs them not."""
 _QUEUED_BULK: Final = 256
@@ -66,6 +68,8 @@ class Door:
         self._bulk_peers: dict[bytes, Peer] = {}
         self._blocked: dict[int, Peer] = {}
         self._waiting_bytes = 0
+        self._ended: dict[bytes, float] = {}
+        """Connections that were cut, and when: what they sent before may still come."""
         self._looked_after: dict[str, float] = {}
         """When the connections of a key were looked after because they were too many."""
         self._posted: deque[Callable[[], None]] = deque()
@@ -157,7 +161,7 @@ class Door:
 
     def hold_against(self, peer: Peer) -> None:
         """It made work for nothing; whoever does so on and on is cut."""
-        if (reason := peer.refused(time.monotonic(), self.limits)) is not None:
+        if (reason := self._barred.refused(peer, time.monotonic(), self.limits)) is not None:
             self.cut(peer, reason, bar=True)
 
     def send_parts(self, peer: Peer, parts: list[bytes | memoryview], *, weighed: bool = True) -> None:
@@ -194,6 +198,8 @@ class Door:
         if peer.gone:
             return
         self._counts.cut += 1
+        if not peer.bulk:
+            self._ended[peer.rid] = time.monotonic()
         if bar:
             why += f"; it may connect again in {self._barred.add(peer.entry.public_key, time.monotonic()):.0f} s"
         # Not the key's name, which its owner chose: `client list` shows which key begins so.
@@ -280,6 +286,8 @@ class Door:
 
     def _message(self, frames: list[zmq.Frame]) -> None:
         rid = frames[0].bytes
+        if rid in self._ended:
+            return
         self._counts.messages_in += 1
         self._counts.bytes_in += sum(map(len, frames))
         try:
@@ -320,7 +328,7 @@ class Door:
                 message_id = frames[1].bytes[5:]
             self.send_error(peer, message_id, e)
             self._counts.malformed += isinstance(e, UntrustedInputError)
-            if (reason := peer.told(e, now, self.limits)) is not None:
+            if (reason := self._barred.told(peer, e, now, self.limits)) is not None:
                 self.cut(peer, reason, bar=True)
 
     def _has_room(self, entry: ClientEntry, now: float) -> bool:
@@ -384,6 +392,7 @@ class Door:
     def _tick(self, now: float) -> None:
         self._clients.refresh()
         self._barred.refresh(now)
+        self._ended = {rid: at for rid, at in self._ended.items() if now - at < _ENDED}
         for peer in [*self._peers.values(), *self._bulk_peers.values()]:
             if self._clients.by_key(peer.entry.public_key) is None:
                 self.cut(peer, "its key was revoked")
@@ -394,6 +403,3 @@ class Door:
                 self.cut(peer, "it takes nothing")
         if self._listener is not None:
             self._listener.on_tick(now)
-
-
-__all__ = ["Door", "Listener", "Peer"]

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from walytis_vault.bus.budget import Budget
 from walytis_vault.bus.calls import OpenCall
-from walytis_vault.bus.door import Door, Peer
+from walytis_vault.bus.door import Door
 from walytis_vault.bus.errors import shield
+from walytis_vault.bus.peer import Peer
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import ATTACH, CREDIT, GONE, Credit, Header, Kind, Length, Opened, Place, Pong, decode
 from walytis_vault.bus.sealing import Seal, new_key

@@ -12,8 +12,9 @@ import time
 from collections import OrderedDict
 
 from walytis_vault.bus.calls import SubscribeCall, WaitForCall
-from walytis_vault.bus.door import Door, Peer
+from walytis_vault.bus.door import Door
 from walytis_vault.bus.errors import shield
+from walytis_vault.bus.peer import Peer
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import CREDIT, GONE, Header, Kind, Length, Pong, Span, decode, encode
 from walytis_vault.bus.service import VaultService

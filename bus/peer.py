@@ -11,9 +11,8 @@ from typing import Protocol
 
 import zmq
 
-from walytis_vault.bus.protocol import BusLimits, Header
+from walytis_vault.bus.protocol import Header
 from walytis_vault.bus.security import ClientEntry
-from walytis_vault.domain.errors import BusyError, UntrustedInputError, VaultError
 
 
 class Peer:
@@ -54,20 +53,6 @@ class Peer:
         self.refusals = 0
         self.refused_since = now
         self.gone = False
-
-    def told(self, error: VaultError, now: float, limits: BusLimits) -> str | None:
-        """It was sent an error (`now`: monotonic seconds); returns why it is to be cut, or None."""
-        if isinstance(error, UntrustedInputError):
-            self.strikes += 1
-            return "it keeps sending malformed messages" if self.strikes >= limits.malformed else None
-        return self.refused(now, limits) if isinstance(error, BusyError) else None
-
-    def refused(self, now: float, limits: BusLimits) -> str | None:
-        """It sent what is not taken, or made work for nothing; returns why it is to be cut, or None."""
-        if now - self.refused_since > 1.0:
-            self.refusals, self.refused_since = 0, now
-        self.refusals += 1
-        return "it keeps sending what leads to nothing" if self.refusals > limits.refusals else None
 
     def shut_down(self) -> None:
         """End the connection under libzmq's hands. Nothing happens if the descriptor is another's by now."""

@@ -20,7 +20,7 @@ from walytis_vault.bus.batcher import Batcher
 from walytis_vault.bus.budget import Budget
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.desk import Desk
-from walytis_vault.bus.door import Door, Peer
+from walytis_vault.bus.door import Door
 from walytis_vault.bus.downloads import Downloads
 from walytis_vault.bus.endpoint import (
     BULK_NAME,
@@ -35,6 +35,7 @@ from walytis_vault.bus.endpoint import (
 from walytis_vault.bus.feed import Feed
 from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.meter import Meter
+from walytis_vault.bus.peer import Peer
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import NOTHING, BusLimits, Header, Kind, Pong, decode
 from walytis_vault.bus.request_key import request_key

@@ -12,9 +12,10 @@ from typing import Literal
 
 from walytis_vault.bus.budget import Budget
 from walytis_vault.bus.calls import PublishCall
-from walytis_vault.bus.door import Door, Peer
+from walytis_vault.bus.door import Door
 from walytis_vault.bus.errors import shield
 from walytis_vault.bus.messages import Published, RequestKey
+from walytis_vault.bus.peer import Peer
 from walytis_vault.bus.pool import FairPool
 from walytis_vault.bus.protocol import GONE, LENGTH, PLACE, Credit, Header, Kind, Opened, Pong, decode
 from walytis_vault.bus.sealing import TAG_BYTES, Seal, new_key

@@ -21,7 +21,7 @@ from walytis_vault.bus.security import add_client
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+    made = World(tmp_path, limits=BusLimits(refusals=32))
     yield made
     made.close()
 
@@ -54,6 +54,26 @@ def test_whoever_does_not_heed_is_cut_and_kept_away_for_a_while(world: World, wh
     began = time.monotonic()
     assert world.client(key="hasty").status().position == 1
     assert time.monotonic() - began > 0.2, "a new one is let in, but not at once"
+
+
+def test_many_connections_gain_nothing(world: World) -> None:
+    """A program that connects again and again before it is cut is kept away too: what it sends counts for its key."""
+    add_client(world.home / "bus", "hasty", ["read"])
+    client = world.client()
+    client.status()
+    tried = 0
+    while not world.server.details()["totals"]["cut"]:
+        raw = Raw(world, key_name="hasty")
+        for _ in range(14):  # too few for this connection to be cut
+            raw.socket.send_multipart([b"junk", b"junk"])
+        raw.socket.rcvtimeo = 500
+        with contextlib.suppress(zmq.Again):
+            for _ in range(14):
+                raw.receive()
+        raw.close()
+        tried += 1
+        assert tried < 2000
+    client.status()
 
 
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
