@@ -138,13 +138,15 @@ class Downloads:
             if call.bulk and self._door.has_bulk and length - call.offset >= self._door.limits.bulk_least:
                 stream.bulk_key = new_key()
                 stream.seal = Seal(stream.bulk_key, stream.id)
-            ready = self._cut(stream, first)
-            if stream.seal is None and length <= min(self._door.limits.chunk, call.limit) and stream.produced <= length:
-                # A small content that the client takes as a whole: no need to come back for the rest.
-                while stream.produced < length and (piece := reader.read()):
-                    ready += self._cut(stream, piece)
+            if 0 < length - call.offset <= self._door.limits.inline and length <= call.limit:
+                # The client takes all of it at once: one message, and nothing of it is left here.
+                while len(first) < length - call.offset and (piece := reader.read()):
+                    first += piece
                 stream.reader = None
                 reader.close()
+                self._door.post(lambda: self._opened_whole(stream, length, first))
+                return
+            ready = self._cut(stream, first)
             self._door.post(lambda: self._opened(stream, length, ready))
 
     def _cut(self, stream: Download, piece: bytes) -> list[tuple[int, bytes | memoryview]]:
@@ -172,6 +174,18 @@ class Downloads:
             return
         self._announce(stream)
         self._pump(stream)
+
+    def _opened_whole(self, stream: Download, length: int, data: bytes) -> None:
+        """Send a small content. Whoever does not take it is bounded as with any other reply."""
+        stream.length = length
+        stream.busy = False
+        if stream.dead:
+            self._close(stream)
+        elif len(data) != length - stream.call.offset:
+            self._fail(stream, VaultError("the content ended early: run `walytis-vault audit --read-data`"))
+        else:
+            self._door.send(stream.peer, Kind.OPENED, stream.id, Opened(length=length), data)
+            self._drop(stream)
 
     def _announce(self, stream: Download) -> None:
         body = Opened(length=stream.length, bulk_key=stream.bulk_key)

@@ -47,7 +47,7 @@ class Kind(IntEnum):
     PONG = 0x88
 
 
-WITH_DATA: Final = frozenset({Kind.REQUEST, Kind.DATA, Kind.CHUNK, Kind.CHANGES})
+WITH_DATA: Final = frozenset({Kind.REQUEST, Kind.DATA, Kind.OPENED, Kind.CHUNK, Kind.CHANGES})
 """Kinds that may have a third part."""
 
 
@@ -59,7 +59,7 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     bulk_chunk: int = 1 << 20
     """The same for CHUNK on the bulk socket: each message costs both sides as much as sealing 100 KiB."""
     inline: int = 128 << 10
-    """Content that may travel inside its publish request."""
+    """Content that may travel inside its publish request, or whole inside OPENED."""
     body: int = 128 << 10
     """MessagePack body of a message to the node."""
     part: int = (256 << 10) + 64

@@ -71,7 +71,10 @@ def test_streams_through_a_lossy_link(world: World) -> None:
         data = os.urandom(3_000_000 + n)
         published = client.publish(data)
         assert client.request(published.content_id) == data
-    assert world.service.position == 4
+    small = client.publish(b"one message").content_id
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: client.request(small), range(100))) == {b"one message"}
+    assert world.service.position == 5
 
 
 @pytest.mark.usefixtures("impatient")

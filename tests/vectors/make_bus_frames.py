@@ -88,6 +88,7 @@ MESSAGES: list[tuple[str, str, Any, bytes | None]] = [
     ("error", "ERROR", {"code": "busy", "message": "too many requests at once", "versions": [1]}, None),
     ("error that ends a stream", "ERROR", {"code": "stream-gone", "message": "gone", "versions": [1]}, None),
     ("opened: download", "OPENED", {"length": 5, "content_id": "", "limit": 0, "bulk_key": b""}, None),
+    ("opened: small download, whole", "OPENED", {"length": 5, "content_id": "", "limit": 0, "bulk_key": b""}, b"hello"),
     ("opened: upload", "OPENED", {"length": 0, "content_id": CONTENT, "limit": 4_194_304, "bulk_key": KEY}, None),
     ("grant", "GRANT", {"received": 5, "limit": 4_194_309}, None),
     ("chunk", "CHUNK", {"offset": 0}, b"hello"),
