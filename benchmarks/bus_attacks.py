@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,12 @@ def cancelled(home: Path, content: str) -> None:
             s.recv_multipart()
 
 
+def end_with_parent() -> None:
+    """Whatever becomes of the measuring process, its attackers end with it: stdin is a pipe from there."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
 def spin(_home: Path, _content: str) -> None:
     """Computes, and leaves the node alone."""
     while True:
@@ -211,7 +218,8 @@ def attack(name: str, seconds: float, rounds: int) -> None:
             for _ in range(rounds):
                 settle(client)
                 peace.append(measure(work, seconds))
-                child = subprocess.Popen([sys.executable, __file__, name, str(node.home), large])
+                command = [sys.executable, __file__, name, str(node.home), large]
+                child = subprocess.Popen(command, stdin=subprocess.PIPE)
                 try:
                     measure(work, 1.0)  # until it is under way
                     until, times = time.monotonic() + seconds, []
@@ -257,6 +265,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in ATTACKS:
+        threading.Thread(target=end_with_parent, daemon=True).start()
         ATTACKS[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
     else:
         main()
