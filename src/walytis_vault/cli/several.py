@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,8 +64,23 @@ def _below(folder: Path) -> Iterator[Path]:
     for place, _, names in os.walk(folder, onerror=refuse):
         for name in names:
             path = Path(place) / name
-            if path.is_file() and not path.is_symlink():
+            if stat.S_ISREG(_mode(path)):
                 yield path
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.lstat().st_mode
+    except OSError as e:
+        raise MisuseError(f"{path}: cannot be read ({e.strerror})") from e
+
+
+def _size(path: Path) -> int:
+    """Bytes, for the progress bar; a file that is gone meanwhile is told of when its turn comes."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 class _Bytes:
@@ -102,7 +118,7 @@ def publish_all(
 
     When one fails no further one is begun, `done` is still told of those that were published, and the error is raised.
     """
-    counter = _Bytes(sum(path.stat().st_size for _, path in files), watch)
+    counter = _Bytes(sum(_size(path) for _, path in files), watch)
 
     def one(name: str, path: Path) -> Published:
         media_type = said["media_type"] or mimetypes.guess_type(path.name)[0]
