@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from walytis_vault import Client, Node
+from walytis_vault import Client, Node, TimedOutError
 from walytis_vault.adapters.crypto.signing import HybridSigner, HybridVerifier
 from walytis_vault.adapters.storage.database import Database
 from walytis_vault.adapters.storage.secrets_file import SecretsFile
@@ -78,7 +78,12 @@ def start(home: Path) -> tuple[float, float, float]:
     with Node.open(home):
         ready = time.monotonic() - began
         with Client(home, timeout=600) as client:
-            client.query("catalogue", limit=50)
+            while True:
+                try:
+                    client.query("catalogue", limit=50)
+                    break
+                except TimedOutError:  # it waits for its views for some seconds, and says how far they are
+                    continue
             page = time.monotonic() - began
             client.wait_for(client.status().position)
             return ready, page, time.monotonic() - began
