@@ -307,7 +307,7 @@ class Link:
                 for exchange in list(self._exchanges.values()):
                     self._start(exchange)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and value == NOT_YET:
-                self._lost(BusyError("a program with this client's key sent too much: the node lets it wait"))
+                self._lost(BusyError("a program with this key sends too much, so it waits: `client add` makes others"))
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 error = PermissionRefusedError("the node does not admit this client's key: see `client list`")
                 self._lost(error)
