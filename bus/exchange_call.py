@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 
-from walytis_vault.bus import pace
+from walytis_vault.bus import pace, turns
 from walytis_vault.bus.calls import Call, WaitForCall
 from walytis_vault.bus.link import Link, reported
 from walytis_vault.bus.protocol import (
@@ -22,7 +22,7 @@ class CallExchange:
 
     def __init__(self, link: Link, call: Call, request_id: bytes, timeout: float, data: bytes | None = None) -> None:
         self.id = request_id
-        self.waits = not isinstance(call, WaitForCall)
+        self.lane: turns.Kind = "" if isinstance(call, WaitForCall) else "call"
         self.sent = False
         self.began = time.monotonic()
         self.future: Future[bytes] = Future()

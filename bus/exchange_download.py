@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from walytis_vault.bus import pace
+from walytis_vault.bus import pace, turns
 from walytis_vault.bus.calls import OpenCall
 from walytis_vault.bus.link import Link, reported
 from walytis_vault.bus.pace import NOTHING_BODY, new_id
@@ -38,7 +38,7 @@ class DownloadExchange:
 
     def __init__(self, link: Link, content_id: str, timeout: float) -> None:
         self.id = new_id()
-        self.waits = False
+        self.lane: turns.Kind = "download"
         self.sent = False
         self.began = self._progress = time.monotonic()
         self.length: int | None = None
@@ -214,6 +214,9 @@ class DownloadExchange:
     def on_tick(self, now: float) -> None:
         """Ask how far it is when nothing comes; keep it alive when the consumer is slow."""
         waiting = self._got < self._consumed + self._link.limits.window
+        if self._link.in_line(self):
+            self._asked = now
+            self._progress = max(self._progress, self._link.moved)  # it is patient as long as others get on
         silent = now - max(self._progress, self._opened) > pace.FALL_BACK
         if self._seal is not None and waiting and not self._bulk_came and silent:
             self._no_bulk = True

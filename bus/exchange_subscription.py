@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
-from walytis_vault.bus import pace
+from walytis_vault.bus import pace, turns
 from walytis_vault.bus.calls import SubscribeCall
 from walytis_vault.bus.link import ClosedError, Link, reported
 from walytis_vault.bus.messages import Change
@@ -36,7 +36,7 @@ class SubscriptionExchange:
 
     def __init__(self, link: Link, call: SubscribeCall) -> None:
         self.id = new_id()
-        self.waits = False
+        self.lane: turns.Kind = ""
         self.sent = False
         self.began = time.monotonic()
         self._link = link

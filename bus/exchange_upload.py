@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from walytis_vault.bus import pace
+from walytis_vault.bus import pace, turns
 from walytis_vault.bus.calls import PublishCall
 from walytis_vault.bus.link import Link, reported
 from walytis_vault.bus.pace import NOTHING_BODY
@@ -41,7 +41,7 @@ class UploadExchange:
 
     def __init__(self, link: Link, call: PublishCall, request_id: bytes, timeout: float) -> None:
         self.id = request_id
-        self.waits = False
+        self.lane: turns.Kind = "upload"
         self.sent = False
         self.began = self._progress = time.monotonic()
         self.future: Future[bytes] = Future()
@@ -211,6 +211,9 @@ class UploadExchange:
     def on_tick(self, now: float) -> None:
         """Ask when the node is silent; keep it alive when the producer is slow; give up at the timeout."""
         blocked = self._ending or self._offset >= self._limit
+        if self._link.in_line(self):
+            self._asked = now
+            self._progress = max(self._progress, self._link.moved)  # it is patient as long as others get on
         lost = self._arrived < self._offset and now - self._progress > pace.FALL_BACK
         if self._seal is not None and blocked and lost:
             self._no_bulk = True

@@ -18,12 +18,12 @@ from typing import Any, Final, Protocol
 
 import zmq
 
+from walytis_vault.bus import turns
 from walytis_vault.bus.endpoint import EndpointRecord
 from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.protocol import FAILURE, NOT_YET, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
 from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import ClientKey
-from walytis_vault.bus.turns import Turns
 from walytis_vault.bus.wake import Wake
 from walytis_vault.bus.wire import Wire
 from walytis_vault.domain.errors import (
@@ -55,8 +55,8 @@ class Exchange(Protocol):
     """Something under way with the node. Its methods run on the link's thread."""
 
     id: bytes
-    waits: bool
-    """Whether it waits for its turn when many calls are under way."""
+    lane: turns.Kind
+    """With which others it takes turns when many are under way."""
     sent: bool
     """Whether the node may have heard of it."""
     began: float
@@ -102,7 +102,10 @@ class Link:
         self._grace = grace
         self._pid = os.getpid()
         self._exchanges: dict[bytes, Exchange] = {}
-        self._turns = Turns(self.limits.peer_requests)
+        share = self.limits.client_streams // 4  # the key's other programs have some as well
+        self._turns = turns.Turns({"call": self.limits.peer_requests, "download": share, "upload": share})
+        self.moved = time.monotonic()
+        """When something else than the answer to a ping came last (monotonic seconds)."""
         self._posted: deque[Callable[[], None]] = deque()
         self._closed = False
         self._drained = False
@@ -146,10 +149,16 @@ class Link:
                 self._start(self._exchanges[after.id])
 
     def rename(self, exchange: Exchange, new_id: bytes) -> None:
-        """Begin an exchange again under another id. On the link's thread."""
-        self.end(exchange)
+        """Begin an exchange again under another id; it keeps its turn. On the link's thread."""
+        if self._exchanges.get(exchange.id) is exchange:
+            del self._exchanges[exchange.id]
+            self._turns.rename(exchange, new_id)
         exchange.id = new_id
         self._begin(exchange)
+
+    def in_line(self, exchange: Exchange) -> bool:
+        """Whether the node is not to hear of it yet, since others have their turn. On the link's thread."""
+        return self._turns.in_line(exchange)
 
     def send(self, kind: Kind, message_id: bytes, body: Any, data: bytes | memoryview | None = None) -> None:
         """Send on the current connection; without one nothing happens. On the link's thread."""
@@ -350,6 +359,7 @@ class Link:
         """Handle one message of the bulk socket, where nothing is to be believed before its seal proves it."""
         with contextlib.suppress(VaultError):
             message = split(parts, body_cap=256, data_cap=self.limits.bulk_chunk + TAG_BYTES)
+            self.moved = time.monotonic()
             exchange = self._exchanges.get(message.id)
             if exchange is not None:
                 exchange.on_bulk(message)
@@ -365,6 +375,8 @@ class Link:
         except VaultError as e:
             _log.warning("bus: a message of the node was not understood: %s", e)
             return
+        if message.kind is not Kind.PONG:
+            self.moved = time.monotonic()
         exchange = self._exchanges.get(message.id)
         if exchange is not None:
             self._let(exchange, lambda: exchange.on_message(message))

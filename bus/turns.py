@@ -1,50 +1,69 @@
-"""Whose turn it is: a client has only so many calls under way at its node, and the others wait in line here.
+"""Whose turn it is: a client has only so much of each kind under way at its node, and the rest waits in line here.
 
-So a program may start as many calls at once as it likes, and none is refused for it. Used by the link's thread only.
+So a program may start as many calls and transfers at once as it likes, and none is refused for it. Used by the link's
+thread only.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+Kind = Literal["", "call", "download", "upload"]
+"""What waits for the same turns; empty: for none."""
 
 
 class Turn(Protocol):
-    """A call, as far as its turn goes."""
+    """A call or transfer, as far as its turn goes."""
 
     id: bytes
-    waits: bool
-    """Whether it may have to wait for its turn."""
+    lane: Kind
 
 
 class Turns:
-    """Calls under way and in line.
+    """What is under way and what is in line.
 
     Args:
-        most: calls under way (a count).
+        most: how many of each kind are under way (counts).
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: Mapping[Kind, int]) -> None:
         self._most = most
-        self._under_way: set[bytes] = set()
-        self._line: dict[bytes, Turn] = {}
+        self._under_way: dict[Kind, set[bytes]] = {kind: set() for kind in most}
+        self._line: dict[Kind, dict[bytes, Turn]] = {kind: {} for kind in most}
 
-    def may(self, call: Turn) -> bool:
+    def may(self, turn: Turn) -> bool:
         """Whether it may go to the node now; else it is in line."""
-        if not call.waits or call.id in self._under_way:
+        if not turn.lane or turn.id in self._under_way[turn.lane]:
             return True
-        if len(self._under_way) < self._most:
-            self._under_way.add(call.id)
-            self._line.pop(call.id, None)
+        line = self._line[turn.lane]
+        if len(self._under_way[turn.lane]) < self._most[turn.lane]:
+            self._under_way[turn.lane].add(turn.id)
+            line.pop(turn.id, None)
             return True
-        self._line.setdefault(call.id, call)
+        line.setdefault(turn.id, turn)
         return False
 
-    def leave(self, call: Turn) -> Turn | None:
+    def in_line(self, turn: Turn) -> bool:
+        """Whether it waits for its turn."""
+        return bool(turn.lane) and turn.id in self._line[turn.lane]
+
+    def rename(self, turn: Turn, new_id: bytes) -> None:
+        """It goes on under another id, which it does not have yet, and keeps its turn or its place in line."""
+        if not turn.lane:
+            return
+        if turn.id in self._under_way[turn.lane]:
+            self._under_way[turn.lane].remove(turn.id)
+            self._under_way[turn.lane].add(new_id)
+        elif self._line[turn.lane].pop(turn.id, None) is not None:
+            self._line[turn.lane][new_id] = turn  # at the end: it hardly ever happens there
+
+    def leave(self, turn: Turn) -> Turn | None:
         """It has ended, whether it had its turn or not; returns whose turn it is now."""
-        if not call.waits:
+        if not turn.lane:
             return None
-        if call.id not in self._under_way:
-            self._line.pop(call.id, None)
+        if turn.id not in self._under_way[turn.lane]:
+            self._line[turn.lane].pop(turn.id, None)
             return None
-        self._under_way.discard(call.id)
-        return next(iter(self._line.values()), None)
+        self._under_way[turn.lane].discard(turn.id)
+        return next(iter(self._line[turn.lane].values()), None)

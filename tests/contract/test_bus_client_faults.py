@@ -163,7 +163,7 @@ def test_a_call_in_line_keeps_its_deadline(world: World, monkeypatch: pytest.Mon
     client = world.client(timeout=0.5)
     client.status()
     link = link_of(client)
-    monkeypatch.setattr(link._turns, "_most", 1)
+    monkeypatch.setitem(link._turns._most, "call", 1)
     world.service.latency = 2.0
     replies = [client._session.publish_small(bytes([n]), _options(), None) for n in range(3)]
     for reply in replies:

@@ -254,7 +254,7 @@ def test_open_and_cancel_is_counted(make: MakeWorld, monkeypatch: pytest.MonkeyP
         raw.send(Kind.CANCEL, stream, Nothing())
         deepest = max(deepest, world.server.details()["queued"][lane])
     assert eventually(lambda: world.server.details()["totals"]["requests"] == 3000)
-    assert world.server.details()["totals"]["errors"] > 100
+    assert world.server.details()["totals"]["errors"] > 0
     assert deepest <= 32  # for each one that is to be opened, one that is to be closed
     assert world.client().status().position == 1
     assert eventually(lambda: not world.service.readers and not world.service.sessions)
