@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.nodes import WAIT, Nodes, block_file, heard_by, joined, wait_for_block
+from support.nodes import UPSTREAM_WAIT, WAIT, Nodes, block_file, heard_by, joined, wait_for_block
 from walytis_vault.domain.errors import (
     AlreadyRunningError,
     MisuseError,
@@ -114,10 +114,10 @@ def test_unknown_versions_run_upstreams_own_code_and_agree_with_ours(nodes: Node
     b.call("connect", address=a.addresses[0])
     for number in range(3):
         ours = on_a.append(b"ours %d" % number)
-        wait_for_block(on_b, heard_b, ours)
+        wait_for_block(on_b, heard_b, ours, patience=UPSTREAM_WAIT)
         assert on_b.read(ours) == b"ours %d" % number
         theirs = on_b.append(b"theirs %d" % number)
-        wait_for_block(on_a, heard_a, theirs)
+        wait_for_block(on_a, heard_a, theirs, patience=UPSTREAM_WAIT)
         assert on_a.read(theirs) == b"theirs %d" % number
     assert on_a.leaves() == on_b.leaves() == [theirs]
     assert {ref.block_id for ref in on_a.blocks()} == {ref.block_id for ref in on_b.blocks()}
