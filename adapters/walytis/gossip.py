@@ -48,25 +48,6 @@ class Message(msgspec.Struct, frozen=True):
     leaf_blocks: list[str] = []
 
 
-class LeafMemory(dict[str, datetime]):
-    """Upstream's memory of the leaves that were told, by id, the newest last. It knows its size: adding that up for
-    each message took the interpreter from whoever made the next block."""
-
-    characters = 0
-    """Of all ids together."""
-
-    def tell(self, text: str, now: datetime) -> None:
-        """This leaf was told."""
-        self.drop(text)
-        self[text] = now
-        self.characters += len(text)
-
-    def drop(self, text: str) -> None:
-        """Forget it; nothing happens when it is not remembered."""
-        if self.pop(text, None) is not None:
-            self.characters -= len(text)
-
-
 _decoder = msgspec.json.Decoder(Message)
 _waited_for: set[str] = set()
 
@@ -118,7 +99,6 @@ def install(want: Callable[[Any, bytes], None]) -> None:
 
     chain.pubsub_message_handler = pubsub_message_handler
     chain.new_block_published = new_block_published
-    networking._Networking__shared_leaf_blocks = LeafMemory()
     networking.update_shared_leaf_blocks = update_shared_leaf_blocks
     subscription.next_message = next_message
 
@@ -128,19 +108,22 @@ def update_shared_leaf_blocks(
 ) -> None:
     """Upstream's method of the same name; it costs what is new instead of what is remembered."""
     lock = self._Networking__lslb_lock
-    remembered: LeafMemory = self._Networking__shared_leaf_blocks
+    remembered: dict[str, datetime] = self._Networking__shared_leaf_blocks
     now = now or datetime.now(UTC)
     if not already_locked:
         lock.acquire()
     try:
         for text in leaf_blocks:
-            remembered.tell(text, now)
+            remembered.pop(text, None)
+            remembered[text] = now  # the newest stand last
+        size = sum(map(len, remembered))
         while remembered:
             oldest = next(iter(remembered))
             fresh = (now - remembered[oldest]).total_seconds() <= LEAF_MEMORY
-            if fresh and len(remembered) <= MAX_REMEMBERED and remembered.characters <= MAX_REMEMBERED_CHARACTERS:
+            if fresh and len(remembered) <= MAX_REMEMBERED and size <= MAX_REMEMBERED_CHARACTERS:
                 break
-            remembered.drop(oldest)
+            size -= len(oldest)
+            del remembered[oldest]
     finally:
         if not already_locked:
             lock.release()

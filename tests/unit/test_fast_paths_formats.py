@@ -154,7 +154,7 @@ class Leaves:
     """As much of upstream's Networking as the leaf memory needs."""
 
     def __init__(self) -> None:
-        self._Networking__shared_leaf_blocks = gossip.LeafMemory()
+        self._Networking__shared_leaf_blocks: dict[str, datetime] = {}
         self._Networking__lslb_lock = Lock()
 
 
@@ -184,5 +184,5 @@ def test_leaf_memory_is_bounded_by_what_it_takes() -> None:
     for number in range(1000):
         gossip.update_shared_leaf_blocks(leaves, [f"{number:05}" + "x" * gossip.MAX_ID_TEXT])
     remembered = leaves._Networking__shared_leaf_blocks
-    assert sum(map(len, remembered)) == remembered.characters <= gossip.MAX_REMEMBERED_CHARACTERS
+    assert sum(map(len, remembered)) <= gossip.MAX_REMEMBERED_CHARACTERS
     assert next(reversed(remembered)).startswith("00999")
