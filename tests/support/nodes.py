@@ -16,8 +16,8 @@ from walytis_vault.domain.ports import BlockRef
 
 WAIT = 30.0
 """Seconds for anything that a test waits for."""
-UPSTREAM_WAIT = 75.0
-"""Seconds for a node with upstream's own code: what it misses right after two nodes met comes half a minute later."""
+BLOCK_WAIT = 75.0
+"""Seconds for a block: one that is told before two nodes found each other comes half a minute later."""
 
 
 class Nodes:
@@ -48,11 +48,9 @@ def heard_by(chain: RemoteChain) -> queue.Queue[BlockRef]:
     return heard
 
 
-def wait_for_block(
-    chain: RemoteChain, heard: queue.Queue[BlockRef], wanted: BlockRef, *, patience: float = WAIT
-) -> None:
+def wait_for_block(chain: RemoteChain, heard: queue.Queue[BlockRef], wanted: BlockRef) -> None:
     """Wait until a chain knows a block; it looks now and then too, since upstream's own code does not tell of each."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + BLOCK_WAIT
     while chain.find(wanted.key) is None:
         with contextlib.suppress(queue.Empty):
             heard.get(timeout=0.5)
