@@ -14,12 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import zmq
 
 from walytis_vault.bus.barred import Barred
 from walytis_vault.bus.clients import ClientTable
+from walytis_vault.bus.gate import Gate
 from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.peer import Listener, Peer, source_of
 from walytis_vault.bus.protocol import GONE, NO_ID, BusLimits, Header, Kind, failure, header, pack, split
@@ -93,6 +95,9 @@ class Door:
             self._router.bind(endpoint)
         except zmq.ZMQError as e:
             raise TransportError(f"cannot listen on {endpoint}: {e.strerror or e}") from e
+        if endpoint.startswith("ipc://"):
+            path = Path(endpoint.removeprefix("ipc://"))
+            self._zap.gate = Gate(path, self.limits.connects, time.monotonic())
         return str(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
 
     def bind_bulk(self, endpoint: str) -> None:
@@ -128,6 +133,7 @@ class Door:
             if self._thread.is_alive():
                 _log.error("the bus did not stop in %.1f s; its socket is left to the end of the process", timeout)
                 return
+        self._zap.gate.close()
         self._context.destroy(linger=200)
         self._wake.close()
 
@@ -392,6 +398,8 @@ class Door:
     def _tick(self, now: float) -> None:
         self._clients.refresh()
         self._barred.refresh(now)
+        self._zap.gate.tick(now)
+        self._counts.shut = self._zap.gate.times
         self._ended = {rid: at for rid, at in self._ended.items() if now - at < _ENDED}
         for peer in [*self._peers.values(), *self._bulk_peers.values()]:
             if self._clients.by_key(peer.entry.public_key) is None:

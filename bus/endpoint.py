@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from walytis_vault.bus.gate import shut_name
 from walytis_vault.bus.security import Z85Key, make_private_folder, read_private, write_private
 from walytis_vault.domain.errors import AlreadyRunningError, MisuseError, NoNodeError, StorageError
 
@@ -79,15 +80,11 @@ class Address:
             except OSError:
                 return False
             return True
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(timeout)
-            try:
-                probe.connect(self.path)
-            except BlockingIOError:
-                return True  # its queue of connections is full: somebody has it
-            except OSError:
-                return False
-            return True
+        return _accepts(self.path, timeout)
+
+    def is_shut(self) -> bool:
+        """Whether a node is there and lets nobody in just now (see gate.py)."""
+        return self.path is not None and _accepts(str(shut_name(Path(self.path))), 1.0)
 
     def close(self) -> None:
         """Release the folder. Idempotent."""
@@ -96,10 +93,26 @@ class Address:
             self._fd = -1
 
 
+def _accepts(path: str, timeout: float) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(timeout)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True  # its queue of connections is full: somebody has it
+        except OSError:
+            return False
+        return True
+
+
 def prepare_socket(address: Address) -> None:
     """Clear a dead node's socket out of the way. Raises AlreadyRunningError when somebody answers on it."""
     if address.path is None:
         return
+    if address.is_shut():
+        raise AlreadyRunningError(f"somebody already serves {address.endpoint}: stop that node first")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(shut_name(Path(address.path)))
     try:
         info = os.lstat(address.path)
     except FileNotFoundError:

@@ -20,12 +20,13 @@ import zmq
 
 from walytis_vault.bus import turns
 from walytis_vault.bus.endpoint import EndpointRecord
+from walytis_vault.bus.gate import OPEN_S
 from walytis_vault.bus.heap import steady_heap
 from walytis_vault.bus.protocol import FAILURE, NOT_YET, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
 from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import ClientKey
 from walytis_vault.bus.wake import Wake
-from walytis_vault.bus.wire import Wire
+from walytis_vault.bus.wire import ShutError, Wire
 from walytis_vault.domain.errors import (
     BusyError,
     MisuseError,
@@ -188,7 +189,8 @@ class Link:
         """The error for an exchange that ran out of time: why there is no node, or `message`."""
         if self._connected:
             return TimedOutError(message)
-        return NoNodeError(f"{self._why}; the request may have taken effect: retry it with the same request id")
+        kind = BusyError if isinstance(self._why, BusyError) else NoNodeError
+        return kind(f"{self._why}; the request may have taken effect: retry it with the same request id")
 
     def close(self, timeout: float = 2.0) -> None:
         """End all exchanges and the thread, within `timeout` seconds. Idempotent."""
@@ -300,7 +302,7 @@ class Link:
             assert self._context is not None
             record, key = self._find(), self._key()
             self._wire = Wire(self._context, self._poller, record, key, self.limits)
-        except (NoNodeError, TransportError) as e:
+        except (NoNodeError, TransportError, BusyError) as e:
             self._lost(e)
         except VaultError as e:
             self._lost(e)
@@ -323,6 +325,8 @@ class Link:
                 self._fail_all(error)
             elif event in (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
                 self._lost(NoNodeError("whoever has the node's socket cannot prove to be the node"))
+            elif event in (zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED) and not self._connected and wire.missed():
+                self._lost(ShutError())
             elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED):
                 self._receive(wire)  # what came before the end still counts
                 self._lost(NoNodeError("the node closed the connection: start it with `walytis-vault serve`"))
@@ -337,11 +341,14 @@ class Link:
         self._why = why
         self._connected = False
         self._drop_wire()
-        self._attempt_at = now + self._retry_in
-        self._retry_in = min(2 * self._retry_in, _RETRY_MOST)
+        if isinstance(why, ShutError):
+            self._attempt_at = now + OPEN_S / 2
+        else:
+            self._attempt_at = now + self._retry_in
+            self._retry_in = min(2 * self._retry_in, _RETRY_MOST)
         for exchange in list(self._exchanges.values()):
             patience = self._grace if self._ever or isinstance(why, BusyError) else 0.0
-            if not exchange.sent and now - exchange.began >= patience:
+            if not exchange.sent and now - exchange.began >= patience and not isinstance(why, ShutError):
                 self.end(exchange)
                 exchange.fail(why)
 

@@ -28,6 +28,8 @@ class Counts(msgspec.Struct):
     """Messages that were refused before they were understood."""
     cut: int = 0
     """Connections that the node ended."""
+    shut: int = 0
+    """Times that nobody new was let in for a moment, since too many came."""
 
 
 class Meter:

@@ -92,6 +92,8 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Open subscriptions and waits of one client key (a count)."""
     client_connections: int = 640
     """Connections of one client key; a further one is cut (a count)."""
+    connects: int = 256
+    """New connections in a second; with more, nobody new is let in for a moment. A refused one counts 16 times."""
     malformed: int = 16
     """Malformed messages after which a connection is cut (a count)."""
     refusals: int = 512

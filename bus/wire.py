@@ -17,11 +17,18 @@ from zmq.utils.monitor import parse_monitor_message
 from walytis_vault.bus.endpoint import Address, EndpointRecord
 from walytis_vault.bus.protocol import BusLimits
 from walytis_vault.bus.security import ClientKey
-from walytis_vault.domain.errors import NoNodeError
+from walytis_vault.domain.errors import BusyError, NoNodeError
 
 _BURST: Final = 64
 
 Parts = list["bytes | memoryview"]
+
+
+class ShutError(BusyError):
+    """The node lets nobody in just now. To callers it is a BusyError."""
+
+    def __init__(self) -> None:
+        super().__init__("too many programs connect to the node at once, so new ones wait: try again soon")
 
 
 class Line:
@@ -88,7 +95,8 @@ class Wire:
         record: where the node is, and its key.
         key: the client's key pair.
     Raises:
-        NoNodeError: nobody accepts connections there. MisuseError: the record is none.
+        NoNodeError: nobody accepts connections there. ShutError: nobody new is let in just now.
+        MisuseError: the record is none.
     """
 
     def __init__(
@@ -103,6 +111,8 @@ class Wire:
         self._addresses = [Address(record.endpoint)]
         try:
             if not self._addresses[0].answers():
+                if self._addresses[0].is_shut():
+                    raise ShutError
                 raise NoNodeError(f"no node answers at {record.endpoint}: start one with `walytis-vault serve`")
             if record.bulk is not None:
                 self._addresses.append(Address(record.bulk))
@@ -130,6 +140,10 @@ class Wire:
             except zmq.Again:
                 return
             yield int(told["event"]), int(told["value"])
+
+    def missed(self) -> bool:
+        """Whether somebody is there after all, though this connection came to nothing: the gate shut meanwhile."""
+        return self._addresses[0].is_shut() or self._addresses[0].answers()
 
     def close(self) -> None:
         """Drop the sockets."""
