@@ -22,6 +22,7 @@ from walytis_vault.adapters.walytis.block_index import BlockIndex
 from walytis_vault.adapters.walytis.block_store import BlockStore, write_whole
 from walytis_vault.adapters.walytis.end_blocks import MOST, EndBlocks
 from walytis_vault.adapters.walytis.fetch import Fetcher
+from walytis_vault.adapters.walytis.greeting import Greeter
 from walytis_vault.adapters.walytis.intake import Intake
 from walytis_vault.domain.faults import fault
 
@@ -185,6 +186,7 @@ class FastPaths:
         chain.update_endblocks = update_endblocks
         block.publish_and_generate_id = publish_and_generate_id
         threading.Thread(target=self._announce, name="announce-blocks", daemon=True).start()
+        Greeter(gossip.waited_for, upstream.node().pubsub.list_peers, self._tell_leaves).start()
 
     def attach(self, chain: Any) -> BlockIndex:
         """Give a chain of upstream its index."""
@@ -249,18 +251,31 @@ class FastPaths:
 
     def _announce(self) -> None:
         """Tell peers of new blocks, in order."""
-        node = upstream.node()
         while True:
             topic, long_id = self._announcements.get()
             text = upstream.encode_bytes(long_id)
-            message = {"message": "New block!", "block_id": text}
             try:
-                running = upstream.core().get_blockchain(topic)
-                if running is not None:
-                    running.update_shared_leaf_blocks([text])
-                node.pubsub.publish(topic, msgspec.json.encode(message))
+                self._tell(topic, {"message": "New block!", "block_id": text}, [text])
             except Exception as e:  # peers hear of it with the next leaves
                 upstream.logger.debug("block not announced: %s", e)
+
+    def _tell_leaves(self, topic: str) -> None:
+        """Tell peers of the last blocks."""
+        running = upstream.core().get_blockchain(topic)
+        texts, room = [], gossip.MAX_MESSAGE // 2
+        for long_id in [] if running is None else reversed(running.current_endblocks):
+            text = upstream.encode_bytes(bytes(long_id))
+            room -= len(text)
+            if room >= 0:
+                texts.append(text)
+        if texts:
+            self._tell(topic, {"message": "Leaf blocks:", "leaf_blocks": texts}, texts)
+
+    def _tell(self, topic: str, message: dict[str, Any], told: list[str]) -> None:
+        running = upstream.core().get_blockchain(topic)
+        if running is not None:
+            running.update_shared_leaf_blocks(told)
+        upstream.node().pubsub.publish(topic, msgspec.json.encode(message))
 
 
 def index_of(chain: Any) -> BlockIndex | None:

@@ -57,6 +57,11 @@ def wait_for(chain_id: str) -> None:
     _waited_for.add(chain_id)
 
 
+def waited_for() -> list[str]:
+    """The chains whose messages are looked at often."""
+    return list(_waited_for)
+
+
 def install(want: Callable[[Any, bytes], None]) -> None:
     """Put the replacements in place.
 

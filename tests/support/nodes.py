@@ -16,8 +16,6 @@ from walytis_vault.domain.ports import BlockRef
 
 WAIT = 30.0
 """Seconds for anything that a test waits for."""
-BLOCK_WAIT = 75.0
-"""Seconds for a block: one that is told before two nodes found each other comes half a minute later."""
 
 
 class Nodes:
@@ -28,10 +26,16 @@ class Nodes:
         self._children: list[WalytisChild] = []
 
     def start(
-        self, name: str, *, mode: str = "loopback", peers: tuple[str, ...] = (), proven: bool = True
+        self,
+        name: str,
+        *,
+        mode: str = "loopback",
+        peers: tuple[str, ...] = (),
+        proven: bool = True,
+        repeats: bool = True,
     ) -> WalytisChild:
         """Start a node with a home of this name, or start it again."""
-        child = WalytisChild(self.folder / name, mode=mode, peers=peers, proven=proven)
+        child = WalytisChild(self.folder / name, mode=mode, peers=peers, proven=proven, repeats=repeats)
         self._children.append(child)
         return child
 
@@ -50,7 +54,7 @@ def heard_by(chain: RemoteChain) -> queue.Queue[BlockRef]:
 
 def wait_for_block(chain: RemoteChain, heard: queue.Queue[BlockRef], wanted: BlockRef) -> None:
     """Wait until a chain knows a block; it looks now and then too, since upstream's own code does not tell of each."""
-    deadline = time.monotonic() + BLOCK_WAIT
+    deadline = time.monotonic() + WAIT
     while chain.find(wanted.key) is None:
         with contextlib.suppress(queue.Empty):
             heard.get(timeout=0.5)
@@ -71,20 +75,21 @@ def block_file_exists(home: Path, chain_id: str, ref: BlockRef) -> bool:
 
 
 def joined(
-    nodes: Nodes, blocks: int, *, proven: bool = True, maker_proven: bool = True
+    nodes: Nodes, blocks: int, *, proven: bool = True, maker_proven: bool = True, repeats: bool = True
 ) -> tuple[RemoteChain, RemoteChain, WalytisChild, WalytisChild]:
     """Two connected nodes that share a chain, the second by copy of the first's chain folder.
 
     Args:
         proven: whether the second uses our fast paths; else upstream's own code.
         maker_proven: the same for the first, which makes the blocks.
+        repeats: whether upstream tells the last blocks again after quiet seconds.
     """
-    a = nodes.start("a", proven=maker_proven)
+    a = nodes.start("a", proven=maker_proven, repeats=repeats)
     chain = a.create_chain("log")
     home = nodes.folder
     target = home / "b" / "vault" / "walytis" / chain.chain_id
     shutil.copytree(home / "a" / "vault" / "walytis" / chain.chain_id, target)
     for number in range(blocks):
         chain.append(b"missed %d" % number)
-    b = nodes.start("b", peers=tuple(a.addresses[:1]), proven=proven)
+    b = nodes.start("b", peers=tuple(a.addresses[:1]), proven=proven, repeats=repeats)
     return chain, b.open_chain(chain.chain_id), a, b

@@ -28,8 +28,21 @@ ROOT = Path(__file__).parents[2]
 class WalytisChild:
     """The parent's side: start, call, kill."""
 
-    def __init__(self, home: Path, *, mode: str = "loopback", peers: tuple[str, ...] = (), proven: bool = True) -> None:
-        """Start the child; wait until its node runs. Without `proven` it takes the versions for unknown ones."""
+    def __init__(
+        self,
+        home: Path,
+        *,
+        mode: str = "loopback",
+        peers: tuple[str, ...] = (),
+        proven: bool = True,
+        repeats: bool = True,
+    ) -> None:
+        """Start the child; wait until its node runs.
+
+        Args:
+            proven: else it takes the versions for unknown ones.
+            repeats: else upstream does not tell the leaves again after quiet seconds.
+        """
         home.mkdir(parents=True, exist_ok=True)
         self.cwd = home / "cwd"
         self.cwd.mkdir(exist_ok=True)
@@ -55,7 +68,8 @@ class WalytisChild:
         self._replies: queue.Queue[dict[str, Any]] = queue.Queue()
         self._listeners: dict[str, list[Callable[[BlockRef], None]]] = {}
         threading.Thread(target=self._receive, daemon=True).start()
-        started = self.call("start", home=str(home / "vault"), mode=mode, peers=peers, proven=proven)
+        settings = {"mode": mode, "peers": peers, "proven": proven, "repeats": repeats}
+        started = self.call("start", home=str(home / "vault"), **settings)
         self.peer_id: str = started["peer_id"]
         self.addresses: list[str] = started["addresses"]
         self.fast_paths: bool = started["fast_paths"]
@@ -223,13 +237,20 @@ class _Server:
         with self._out_lock:
             _write(sys.stdout.buffer, message)
 
-    def do_start(self, home: str, mode: str, peers: list[str], proven: bool = True) -> dict[str, Any]:
+    def do_start(
+        self, home: str, mode: str, peers: list[str], proven: bool = True, repeats: bool = True
+    ) -> dict[str, Any]:
+        import importlib
+
         from walytis_vault.adapters.walytis import upstream
         from walytis_vault.adapters.walytis.runtime import WalytisRuntime
 
         if not proven:
             upstream.PROVEN_VERSIONS["walytis_beta"] = "0"
         self._runtime = WalytisRuntime.start(Path(home), mode=mode, peers=tuple(peers))
+        if not repeats:
+            networking: Any = importlib.import_module("walytis_beta.networking")
+            networking.STARTUP_BLOCKLISTENER_PATIENCE = 1_000_000
         return {
             "peer_id": self._runtime.peer_id,
             "addresses": self._runtime.addresses,
