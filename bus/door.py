@@ -8,7 +8,6 @@ key is looked up again for each one, so that a revoked client is out at once. Sp
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import threading
 import time
@@ -23,6 +22,7 @@ from walytis_vault.bus.barred import Barred
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.gate import Gate
 from walytis_vault.bus.meter import Meter
+from walytis_vault.bus.outbox import Outbox
 from walytis_vault.bus.peer import Listener, Peer, source_of
 from walytis_vault.bus.protocol import GONE, NO_ID, BusLimits, Header, Kind, failure, header, pack, split
 from walytis_vault.bus.routers import make_router
@@ -48,7 +48,6 @@ _ENDED: Final = 30.0
 _QUEUED: Final = 16
 """Messages that libzmq may hold for one connection (a count): it weighs them not."""
 _QUEUED_BULK: Final = 256
-_PROBE: Final[list[bytes | memoryview]] = [header(Kind.PONG, NO_ID), b"\x80"]
 
 
 class Door:
@@ -68,8 +67,6 @@ class Door:
         self._clients = clients
         self._peers: dict[bytes, Peer] = {}
         self._bulk_peers: dict[bytes, Peer] = {}
-        self._blocked: dict[int, Peer] = {}
-        self._waiting_bytes = 0
         self._ended: dict[bytes, float] = {}
         """Connections that were cut, and when: what they sent before may still come."""
         self._looked_after: dict[str, float] = {}
@@ -83,6 +80,7 @@ class Door:
         self._barred = Barred()
         self._zap = Zap(self._context, clients, self._barred)
         self._router = make_router(self._context, part=limits.part, queued=_QUEUED)
+        self._outbox = Outbox(limits, self._counts, self._router, cut=self.cut, gone=self._gone)
         self._bulk: zmq.Socket[bytes] | None = None
         self._router.curve_server = True
         self._router.curve_secretkey = keys.secret.encode()
@@ -103,6 +101,7 @@ class Door:
     def bind_bulk(self, endpoint: str) -> None:
         """Listen for connections that carry sealed data. Raises TransportError."""
         self._bulk = make_router(self._context, part=self.limits.part, queued=_QUEUED_BULK)
+        self._outbox.bulk = self._bulk
         try:
             self._bulk.bind(endpoint)
         except zmq.ZMQError as e:
@@ -147,11 +146,11 @@ class Door:
     ) -> None:
         """Send to a connection, or queue. On the door's thread only."""
         # A budget bounds the data of downloads already.
-        self.send_parts(peer, pack(kind, message_id, body, data), weighed=kind is not Kind.CHUNK)
+        self._outbox.send(peer, pack(kind, message_id, body, data), weighed=kind is not Kind.CHUNK)
 
     def send_encoded(self, peer: Peer, kind: Kind, message_id: bytes, body: bytes) -> None:
         """Send a body that is encoded already."""
-        self.send_parts(peer, [header(kind, message_id), body])
+        self._outbox.send(peer, [header(kind, message_id), body])
 
     def send_error(self, peer: Peer, message_id: bytes, error: VaultError) -> None:
         """Send an ERROR."""
@@ -170,31 +169,6 @@ class Door:
         if (reason := self._barred.refused(peer, time.monotonic(), self.limits)) is not None:
             self.cut(peer, reason, bar=True)
 
-    def send_parts(self, peer: Peer, parts: list[bytes | memoryview], *, weighed: bool = True) -> None:
-        """Send packed parts, or queue them behind what waits."""
-        if peer.gone:
-            return
-        size = sum(map(len, parts))
-        self._counts.messages_out += 1
-        self._counts.bytes_out += size
-        if peer.waiting or not self._try(peer, parts):
-            if peer.gone:
-                return
-            if not peer.waiting:
-                peer.blocked_since = time.monotonic()
-                self._blocked[id(peer)] = peer
-            self._wait(peer, parts, size if weighed else 0)
-
-    def _wait(self, peer: Peer, parts: list[bytes | memoryview], size: int) -> None:
-        limits = self.limits
-        peer.waiting.append((parts, size))
-        peer.waiting_bytes += size
-        self._waiting_bytes += size
-        if len(peer.waiting) > limits.peer_waiting or peer.waiting_bytes > limits.peer_waiting_bytes:
-            self.cut(peer, "it asks for more than it takes", bar=True)
-        elif self._waiting_bytes > limits.total_waiting_bytes:
-            self.cut(max(self._blocked.values(), key=lambda p: p.waiting_bytes), "most waits for it to be taken")
-
     def cut(self, peer: Peer, why: str, *, bar: bool = False) -> None:
         """End a connection: shut its socket down, so that libzmq frees what it holds for it.
 
@@ -211,33 +185,15 @@ class Door:
         # Not the key's name, which its owner chose: `client list` shows which key begins so.
         _log.warning("connection of key %s… cut: %s", peer.entry.public_key[:8], why)
         # The descriptor is libzmq's own; it is only valid while the connection is: ask first.
-        if self._try(peer, _PROBE, probe=True):
+        if self._outbox.reaches(peer):
             peer.shut_down()
         self._gone(peer)
-
-    def _try(self, peer: Peer, parts: list[bytes | memoryview], *, probe: bool = False) -> bool:
-        router = self._bulk if peer.bulk else self._router
-        assert router is not None
-        try:
-            router.send_multipart([peer.rid, *parts], zmq.NOBLOCK)
-        except zmq.ZMQError as e:
-            if e.errno == zmq.EAGAIN:
-                return probe
-            if e.errno != errno.EHOSTUNREACH:
-                _log.error("bus: send failed: %s", e)
-            if not probe:
-                self._gone(peer)
-            return False
-        return True
 
     def _gone(self, peer: Peer) -> None:
         if peer.gone:
             return
         peer.gone = True
-        peer.waiting.clear()
-        self._waiting_bytes -= peer.waiting_bytes
-        peer.waiting_bytes = 0
-        self._blocked.pop(id(peer), None)
+        self._outbox.forget(peer)
         peers = self._bulk_peers if peer.bulk else self._peers
         if peers.get(peer.rid) is peer:
             del peers[peer.rid]
@@ -257,8 +213,8 @@ class Door:
             now = time.monotonic()
             # libzmq's own descriptor tells when a connection takes something again.
             for descriptor in taken:
-                poller.register(descriptor, zmq.POLLIN if self._blocked else 0)
-            wait = min(next_tick - now, _RETRY if self._blocked else _TICK)
+                poller.register(descriptor, zmq.POLLIN if self._outbox.blocked else 0)
+            wait = min(next_tick - now, _RETRY if self._outbox.blocked else _TICK)
             ready = dict(poller.poll(max(0, int(wait * 1000))))
             try:
                 self._wake.clear()
@@ -270,8 +226,8 @@ class Door:
                     self._receive()
                 if self._bulk in ready:
                     self._receive_bulk()
-                if self._blocked:
-                    self._flush()
+                if self._outbox.blocked:
+                    self._outbox.flush()
                 now = time.monotonic()
                 if now >= next_tick:
                     next_tick = now + _TICK
@@ -350,7 +306,7 @@ class Door:
     def _look_after(self, peers: Iterable[Peer], now: float) -> None:
         """Forget those that are not there any more: libzmq does not tell when a client has closed."""
         for peer in peers:
-            if self._try(peer, _PROBE, probe=True):
+            if self._outbox.reaches(peer):
                 peer.heard = now
             else:
                 self._gone(peer)
@@ -382,19 +338,6 @@ class Door:
             peer = self._bulk_peers[rid] = Peer(rid, entry, fd, time.monotonic(), bulk=True)
         return peer
 
-    def _flush(self) -> None:
-        for router in (self._router, self._bulk):
-            if router is not None:
-                router.getsockopt(zmq.EVENTS)  # takes note of what was taken, and quiets the descriptor
-        for peer in list(self._blocked.values()):
-            while peer.waiting and self._try(peer, peer.waiting[0][0]):
-                _, size = peer.waiting.popleft()
-                peer.waiting_bytes -= size
-                self._waiting_bytes -= size
-                peer.blocked_since = time.monotonic()
-            if not peer.waiting:
-                self._blocked.pop(id(peer), None)
-
     def _tick(self, now: float) -> None:
         self._clients.refresh()
         self._barred.refresh(now)
@@ -406,7 +349,7 @@ class Door:
                 self.cut(peer, "its key was revoked")
         everyone = [*self._peers.values(), *self._bulk_peers.values()]
         self._look_after([p for p in everyone if now - p.heard > self.limits.quiet], now)
-        for peer in list(self._blocked.values()):
+        for peer in list(self._outbox.blocked.values()):
             if now - peer.blocked_since > self.limits.stalled:
                 self.cut(peer, "it takes nothing")
         if self._listener is not None:

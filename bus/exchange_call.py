@@ -7,7 +7,8 @@ from concurrent.futures import Future
 
 from walytis_vault.bus import pace, turns
 from walytis_vault.bus.calls import Call, WaitForCall
-from walytis_vault.bus.link import Link, reported
+from walytis_vault.bus.exchange import reported
+from walytis_vault.bus.link import Link
 from walytis_vault.bus.protocol import (
     Header,
     Kind,

@@ -11,7 +11,8 @@ from queue import SimpleQueue
 
 from walytis_vault.bus import pace, turns
 from walytis_vault.bus.calls import OpenCall
-from walytis_vault.bus.link import Link, reported
+from walytis_vault.bus.exchange import reported
+from walytis_vault.bus.link import Link
 from walytis_vault.bus.pace import NOTHING_BODY, new_id
 from walytis_vault.bus.protocol import (
     LENGTH,

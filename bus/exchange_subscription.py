@@ -13,7 +13,8 @@ import msgspec
 
 from walytis_vault.bus import pace, turns
 from walytis_vault.bus.calls import SubscribeCall
-from walytis_vault.bus.link import ClosedError, Link, reported
+from walytis_vault.bus.exchange import ClosedError, reported
+from walytis_vault.bus.link import Link
 from walytis_vault.bus.messages import Change
 from walytis_vault.bus.pace import NOTHING_BODY, new_id
 from walytis_vault.bus.protocol import (

@@ -13,7 +13,8 @@ import msgspec
 
 from walytis_vault.bus import pace, turns
 from walytis_vault.bus.calls import PublishCall
-from walytis_vault.bus.link import Link, reported
+from walytis_vault.bus.exchange import reported
+from walytis_vault.bus.link import Link
 from walytis_vault.bus.pace import NOTHING_BODY
 from walytis_vault.bus.protocol import (
     CREDIT,

@@ -14,15 +14,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import zmq
 
 from walytis_vault.bus import turns
 from walytis_vault.bus.endpoint import EndpointRecord
+from walytis_vault.bus.exchange import ClosedError, Exchange
 from walytis_vault.bus.gate import OPEN_S
 from walytis_vault.bus.heap import steady_heap
-from walytis_vault.bus.protocol import FAILURE, NOT_YET, VERSION, BusLimits, Failure, Header, Kind, decode, pack, split
+from walytis_vault.bus.protocol import NOT_YET, VERSION, BusLimits, Kind, pack, split
 from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import ClientKey
 from walytis_vault.bus.wake import Wake
@@ -46,37 +47,6 @@ _HANDSHAKE: Final = 3.0
 """Seconds that a node has to prove itself after it accepted the connection."""
 _RETRY_FIRST: Final = 0.05
 _RETRY_MOST: Final = 0.5
-
-
-class ClosedError(MisuseError):
-    """The client was closed. To callers it is a MisuseError."""
-
-
-class Exchange(Protocol):
-    """Something under way with the node. Its methods run on the link's thread."""
-
-    id: bytes
-    lane: turns.Kind
-    """With which others it takes turns when many are under way."""
-    sent: bool
-    """Whether the node may have heard of it."""
-    began: float
-    """Monotonic seconds."""
-
-    def on_connected(self) -> None:
-        """There is a connection, and the node knows nothing of this exchange on it: send (again)."""
-
-    def on_message(self, message: Header) -> None:
-        """A message of this exchange. May raise UntrustedInputError."""
-
-    def on_bulk(self, message: Header) -> None:
-        """A message of this exchange's id from the bulk socket. May raise UntrustedInputError."""
-
-    def on_tick(self, now: float) -> None:
-        """Repeat or give up what takes too long."""
-
-    def fail(self, error: VaultError) -> None:
-        """It has ended with an error."""
 
 
 class Link:
@@ -409,8 +379,3 @@ class Link:
             self._context.destroy(linger=0)
         if self._wake is not None:
             self._wake.close()
-
-
-def reported(message: Header) -> Failure:
-    """The body of an ERROR."""
-    return decode(FAILURE, message.body)

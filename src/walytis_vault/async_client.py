@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from walytis_vault.bus import requests as r
+from walytis_vault.bus.exchange import ClosedError
 from walytis_vault.bus.exchange_download import DownloadExchange
 from walytis_vault.bus.exchange_subscription import SubscriptionExchange
 from walytis_vault.bus.exchange_upload import UploadExchange
 from walytis_vault.bus.exports import Export
 from walytis_vault.bus.files import Source
-from walytis_vault.bus.link import ClosedError
 from walytis_vault.bus.messages import (
     BackupInfo,
     BallotInfo,

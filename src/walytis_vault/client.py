@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from walytis_vault.bus import requests as r
+from walytis_vault.bus.exchange import ClosedError
 from walytis_vault.bus.exchange_subscription import SubscriptionExchange
 from walytis_vault.bus.exports import Export
-from walytis_vault.bus.link import ClosedError
 from walytis_vault.bus.messages import (
     BackupInfo,
     BallotInfo,
