@@ -20,7 +20,7 @@ from walytis_vault.adapters.identity.group import JOIN_TIMEOUT, GroupHost, join,
 from walytis_vault.adapters.identity.store_key import StoreKey, parse_store_key
 from walytis_vault.adapters.walytis import block_ids, index_files, upstream
 from walytis_vault.adapters.walytis.files import make_private_folder, read_text, replace_file
-from walytis_vault.domain.errors import MisuseError, StorageError, TransportError, VaultError
+from walytis_vault.domain.errors import MisuseError, StorageError, VaultError
 
 _RECORD: Final = "identity.json"
 
@@ -71,7 +71,7 @@ class IdentityKeeper:
         if (folder / _RECORD).exists():
             raise MisuseError(f"{folder} already holds an identity")
         make_private_folder(folder)
-        with _our_errors("create the identity"):
+        with upstream.our_errors("create the identity"):
             guards.install()
             identities = upstream.identities()
             device_store = _store(folder / "device.json", keys.device)
@@ -99,7 +99,7 @@ class IdentityKeeper:
         if (folder / _RECORD).exists():
             raise MisuseError(f"{folder} already holds an identity")
         make_private_folder(folder)
-        with _our_errors("join the identity"):
+        with upstream.our_errors("join the identity"):
             guards.install()
             device = upstream.identities().DidManager.create(_store(folder / "device.json", keys.device))
             group = join(invitation, _store(folder / "group.json", keys.group), device, timeout=timeout)
@@ -149,7 +149,7 @@ class IdentityKeeper:
         Returns:
             A certificate of about 3.5 kB for `check_certificate`.
         """
-        with _our_errors("sign with the device's control keys"):
+        with upstream.our_errors("sign with the device's control keys"):
             guards.install()
             store = self._open_device_store()
             history = control_keys_on_record(self.device_did)
@@ -162,27 +162,27 @@ class IdentityKeeper:
 
     def invite(self, *, expires_s: float, addresses: Sequence[str]) -> str:
         """Make a one-use invitation to the group; see `GroupHost.invite`. Takes about a second the first time."""
-        with _our_errors("invite"):
+        with upstream.our_errors("invite"):
             return self._host.invite(expires_s=expires_s, addresses=addresses)
 
     def resume_invitations(self) -> bool:
         """After a restart: serve invitations that are still out. Costs nothing when there are none."""
-        with _our_errors("serve invitations"):
+        with upstream.our_errors("serve invitations"):
             return self._host.resume()
 
     def revoke_invitations(self) -> None:
         """End every invitation that is out."""
-        with _our_errors("revoke invitations"):
+        with upstream.our_errors("revoke invitations"):
             self._host.revoke_all()
 
     def group_members(self) -> set[str]:
         """DIDs that the group's chain names. Unverified (U3): admission is decided by our own events."""
-        with _our_errors("list the group's members"):
+        with upstream.our_errors("list the group's members"):
             return self._host.members()
 
     def keys_given_to_invited(self) -> list[str]:
         """Ids of the keys that an invitation hands over: the group's control keys and nothing else (U5)."""
-        with _our_errors("list keys"):
+        with upstream.our_errors("list keys"):
             stored = read_text(self._folder / "group.json", limit=guards.MAX_STORE)
             entries = msgspec.json.decode(stored or "{}", type=_StoredKeys).keys
             return [f"{k.family}:{k.creation_time}:{k.public_key}" for k in entries]
@@ -253,13 +253,3 @@ def _store(path: Path, key: StoreKey) -> Any:
     key_class = importlib.import_module("walytis_identities.key_objects").Key
     store_class = importlib.import_module("walytis_identities.key_store").KeyStore
     return store_class(str(path), key_class.deserialise_private(msgspec.to_builtins(key)))
-
-
-@contextlib.contextmanager
-def _our_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except VaultError:
-        raise
-    except Exception as e:  # upstream raises bare Exceptions
-        raise TransportError(f"cannot {doing}: {e}") from e

@@ -6,9 +6,7 @@ One for each process, because the libraries keep process-wide state; it cannot b
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -18,7 +16,7 @@ from walytis_vault.adapters.walytis.chain import WalytisChain
 from walytis_vault.adapters.walytis.fast_paths import FastPaths
 from walytis_vault.adapters.walytis.fetch import Fetcher, Source
 from walytis_vault.adapters.walytis.files import make_private_folder
-from walytis_vault.domain.errors import MisuseError, TransportError, UnknownIdError, VaultError
+from walytis_vault.domain.errors import MisuseError, TransportError, UnknownIdError
 
 MAX_NAME: int = 200
 
@@ -117,7 +115,7 @@ class WalytisRuntime:
     @property
     def addresses(self) -> list[str]:
         """Multiaddrs with /p2p/… under which peers reach this node; on loopback those of 127.0.0.1."""
-        with _our_errors("ask for the node's addresses"):
+        with upstream.our_errors("ask for the node's addresses"):
             found: list[str] = upstream.node().get_addrs()
             return [a if "/p2p/" in a else f"{a}/p2p/{self.peer_id}" for a in found]
 
@@ -130,7 +128,7 @@ class WalytisRuntime:
         """
         if not name or len(name) > MAX_NAME:
             raise MisuseError(f"a chain's name has 1-{MAX_NAME} characters")
-        with self._lock, _our_errors("create a chain"):
+        with self._lock, upstream.our_errors("create a chain"):
             if name in upstream.api().list_blockchain_names():
                 raise MisuseError(f"this node already has a chain named {name!r}")
             return self._chain(upstream.api().create_blockchain(name))
@@ -142,7 +140,7 @@ class WalytisRuntime:
             UnknownIdError: it has none with this id.
             StorageError: its files are damaged beyond repair.
         """
-        with self._lock, _our_errors("open a chain"):
+        with self._lock, upstream.our_errors("open a chain"):
             if not upstream.have_chain(chain_id):
                 raise UnknownIdError(f"this node has no chain {chain_id[:100]!r}")
             upstream.load_chain(chain_id)
@@ -159,13 +157,13 @@ class WalytisRuntime:
 
     def connect(self, multiaddr: str) -> None:
         """Connect to a peer now. Raises TransportError when it cannot be reached."""
-        with _our_errors("connect to a peer"):
+        with upstream.our_errors("connect to a peer"):
             if not upstream.node().peers.connect(multiaddr):
                 raise TransportError(f"no peer answers at {multiaddr[:200]}")
 
     def peers(self) -> list[str]:
         """Ids of the peers that are connected now."""
-        with _our_errors("list peers"):
+        with upstream.our_errors("list peers"):
             return sorted(set(upstream.node().peers.list_ids() or ()))
 
     def ask_first(self, source: Source) -> None:
@@ -188,16 +186,6 @@ class WalytisRuntime:
                 chain.close()
             if self._fast_paths is not None:
                 self._fast_paths.flush()
-
-
-@contextlib.contextmanager
-def _our_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except VaultError:
-        raise
-    except Exception as e:  # upstream raises bare Exceptions
-        raise TransportError(f"cannot {doing}: {e}") from e
 
 
 def running_node() -> Any:

@@ -13,12 +13,12 @@ import importlib.metadata
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from walytis_vault.adapters.walytis import post_quantum, quiet
-from walytis_vault.domain.errors import MisuseError, TransportError
+from walytis_vault.domain.errors import MisuseError, TransportError, VaultError
 
 PROVEN_VERSIONS: Final[dict[str, str]] = {
     "walytis_beta": "2.4.43",
@@ -134,3 +134,14 @@ def schedule(task: Callable[[], object]) -> None:
     """Have upstream's thread pool do something, some time; errors are logged and dropped."""
     with contextlib.suppress(RuntimeError):
         importlib.import_module("walytis_beta.scheduler").get_scheduler().add_task("walytis-vault", task, ())
+
+
+@contextlib.contextmanager
+def our_errors(doing: str) -> Iterator[None]:
+    """Let none of upstream's bare Exceptions out: each becomes a TransportError that says what failed."""
+    try:
+        yield
+    except VaultError:
+        raise
+    except Exception as e:
+        raise TransportError(f"cannot {doing}: {e}") from e

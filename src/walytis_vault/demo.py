@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -159,11 +159,24 @@ def run(files: Sequence[Path], *, as_json: bool = False) -> int:
     for file in files:
         if not file.is_file() or not os.access(file, os.R_OK):
             raise MisuseError(f"{file} is not a readable file: the demo publishes files")
+
+    def play(folder: Path, story: Story, outcome: dict[str, Any]) -> None:
+        _play(Program(folder / "home", story), list(files) or default_files(folder), folder, outcome)
+
+    return tell(play, {"ok": False}, as_json=as_json)
+
+
+def tell(play: Callable[[Path, Story, dict[str, Any]], None], outcome: dict[str, Any], *, as_json: bool) -> int:
+    """Play a story in a temporary folder, and say how it ended; returns the exit code.
+
+    Args:
+        play: plays in a folder, and adds to the outcome. Raises StepFailedError.
+        outcome: what the JSON document says, with "ok" false.
+    """
     story = Story(sys.stderr if as_json else sys.stdout)
     folder = Path(tempfile.mkdtemp(prefix="walytis-vault-demo-"))
-    outcome: dict[str, Any] = {"ok": False}
     try:
-        _play(Program(folder / "home", story), list(files) or default_files(folder), folder, outcome)
+        play(folder, story, outcome)
         outcome["ok"] = True
     except (StepFailedError, subprocess.TimeoutExpired) as error:
         outcome["failed"] = str(error)
@@ -172,7 +185,7 @@ def run(files: Sequence[Path], *, as_json: bool = False) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     outcome["seconds"] = round(time.monotonic() - story.started, 1)
     if outcome["ok"]:
-        story.tell("done: every step did what it should; the temporary home is removed")
+        story.tell("done: every step did what it should; nothing of it is left on this machine")
     if as_json:
         sys.stdout.write(json.dumps(outcome) + "\n")
     return 0 if outcome["ok"] else 1

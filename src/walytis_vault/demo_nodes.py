@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TextIO, TypeVar
 
-from walytis_vault.demo import STEP_SECONDS, Program, StepFailedError, Story
+from walytis_vault.demo import STEP_SECONDS, Program, StepFailedError, Story, tell
 from walytis_vault.domain.errors import MisuseError
 
 NAMES: Final = ("ada", "bob", "cyd", "dan", "eve", "fay", "gus")
@@ -39,24 +36,12 @@ def run(nodes: int, *, as_json: bool = False) -> int:
     """
     if not 2 <= nodes <= len(NAMES):
         raise MisuseError(f"the demo runs 2 to {len(NAMES)} nodes, not {nodes}")
-    story = Story(sys.stderr if as_json else sys.stdout)
-    folder = Path(tempfile.mkdtemp(prefix="walytis-vault-demo-"))
-    outcome: dict[str, Any] = {"ok": False, "nodes": nodes}
-    try:
+
+    def play(folder: Path, story: Story, outcome: dict[str, Any]) -> None:
         with contextlib.ExitStack() as running:
             _play([Program(folder / name, story, name) for name in NAMES[:nodes]], story, folder, running, outcome)
-        outcome["ok"] = True
-    except (StepFailedError, subprocess.TimeoutExpired) as error:
-        outcome["failed"] = str(error)
-        story.tell(f"FAILED: {error}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    outcome["seconds"] = round(time.monotonic() - story.started, 1)
-    if outcome["ok"]:
-        story.tell("done: every step did what it should; the temporary homes are removed")
-    if as_json:
-        sys.stdout.write(json.dumps(outcome) + "\n")
-    return 0 if outcome["ok"] else 1
+
+    return tell(play, {"ok": False, "nodes": nodes}, as_json=as_json)
 
 
 def _play(

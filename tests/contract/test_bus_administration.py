@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ from walytis_vault.bus.security import add_client, list_clients
 from walytis_vault.client import Client
 from walytis_vault.domain.errors import ConflictError, StorageError, WrongPassphraseError
 from walytis_vault.process import Job
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import io
 import os
 import secrets
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,6 @@ from walytis_vault.domain.errors import (
     UnknownIdError,
     VaultError,
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-def client(world: World, request: pytest.FixtureRequest) -> Client:
-    return world.client() if request.param == "threads" else world.sync()
 
 
 @pytest.mark.parametrize("call", ["request", "retract", "forget", "consent", "refuse", "withdraw", "restore"])

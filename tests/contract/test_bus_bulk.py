@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,13 +19,6 @@ from walytis_vault.client import Client
 from walytis_vault.domain.errors import TransportError, UntrustedInputError
 
 SIZE = 5_000_001
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture

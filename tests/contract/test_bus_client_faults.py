@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,6 @@ from walytis_vault.client import Client
 from walytis_vault.domain.errors import MisuseError, TransportError, VaultError
 
 INFINITE = float("inf")
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("timeout", [INFINITE, float("nan"), 1e300, -1.0, "x", True, threading.TIMEOUT_MAX])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import zmq
@@ -16,13 +14,6 @@ from walytis_vault.bus.protocol import CHANGES, Kind, pack
 from walytis_vault.bus.security import load_key
 
 CROWD = 500
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def test_500_subscribers_share_the_work(world: World) -> None:

@@ -7,7 +7,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,13 +18,6 @@ from walytis_vault.bus import pace
 from walytis_vault.client import Client
 from walytis_vault.domain import faults
 from walytis_vault.domain.errors import NoNodeError, ProtocolVersionError, TimedOutError, TransportError
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture

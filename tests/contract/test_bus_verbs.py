@@ -7,7 +7,7 @@ import io
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -28,18 +28,6 @@ from walytis_vault.domain.errors import (
     UnknownIdError,
     WrongPassphraseError,
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-def client(world: World, request: pytest.FixtureRequest) -> Client:
-    return world.client() if request.param == "threads" else world.sync()
 
 
 def test_small_content_comes_back(client: Client) -> None:

@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,18 +24,8 @@ from support.command_line import (
     refused,
     run,
     run_process,
-    serving,
     words_for,
 )
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The home of a vault whose node is running."""
-    place = tmp_path_factory.mktemp("cli") / "home"
-    run(place, "init", "--name", "test")
-    with serving(place):
-        yield place
 
 
 def test_publish_prints_the_id_alone_on_its_first_line(home: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,8 @@ from support.command_line import (
     publish,
     refused,
     run,
-    serving,
     words_for,
 )
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The home of a vault whose node is running."""
-    place = tmp_path_factory.mktemp("cli") / "home"
-    run(place, "init", "--name", "test")
-    with serving(place):
-        yield place
 
 
 @pytest.mark.parametrize("verb", ["get", "forget", "retract", "restore"])
