@@ -108,6 +108,19 @@ def parts(home: Path, _content: str) -> None:
         s.close()
 
 
+def endless(home: Path, _content: str) -> None:
+    """Sends messages of thousands of parts, each as large as a part may be."""
+    part = bytes(200_000)
+    while True:
+        s = dealer(home)
+        for _ in range(10_000):
+            s.send(part, zmq.SNDMORE, copy=False)
+        s.sndtimeo = 5000
+        send(s, [b""])
+        time.sleep(5)
+        s.close()
+
+
 def loris(home: Path, _content: str) -> None:
     """Holds 300 connections that never finish their handshake."""
     path = read_record(home / "bus").endpoint.removeprefix("ipc://")
@@ -176,6 +189,7 @@ ATTACKS: dict[str, Callable[[Path, str], None]] = {
     "garbage": garbage,
     "streams": streams,
     "parts": parts,
+    "endless": endless,
     "loris": loris,
     "flood": flood,
     "unread": unread,

@@ -23,11 +23,12 @@ from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.gate import Gate
 from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.outbox import Outbox
-from walytis_vault.bus.peer import Listener, Peer, source_of
+from walytis_vault.bus.peer import Listener, Peer, inode_of, source_of
 from walytis_vault.bus.protocol import GONE, NO_ID, BusLimits, Header, Kind, failure, header, pack, split
 from walytis_vault.bus.routers import make_router
 from walytis_vault.bus.sealing import TAG_BYTES
 from walytis_vault.bus.security import BusKeys, ClientEntry
+from walytis_vault.bus.unfinished import QUIET_S, Unfinished
 from walytis_vault.bus.wake import Wake
 from walytis_vault.bus.zap import ZAP_DOMAIN, Zap
 from walytis_vault.domain.errors import TransportError, UntrustedInputError, VaultError
@@ -67,6 +68,8 @@ class Door:
         self._clients = clients
         self._peers: dict[bytes, Peer] = {}
         self._bulk_peers: dict[bytes, Peer] = {}
+        self._bulk_said: dict[int, float] = {}
+        """When something whole came last over a connection to the bulk socket, by its descriptor."""
         self._ended: dict[bytes, float] = {}
         """Connections that were cut, and when: what they sent before may still come."""
         self._looked_after: dict[str, float] = {}
@@ -78,6 +81,7 @@ class Door:
         self._listener: Listener | None = None
         self._context = zmq.Context(io_threads=2)
         self._barred = Barred()
+        self._unfinished = Unfinished(limits)
         self._zap = Zap(self._context, clients, self._barred)
         self._router = make_router(self._context, part=limits.part, queued=_QUEUED)
         self._outbox = Outbox(limits, self._counts, self._router, cut=self.cut, gone=self._gone)
@@ -96,12 +100,15 @@ class Door:
         if endpoint.startswith("ipc://"):
             path = Path(endpoint.removeprefix("ipc://"))
             self._zap.gate = Gate(path, self.limits.connects, time.monotonic())
-        return str(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+        bound = str(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+        self._unfinished.listens(bound)
+        return bound
 
     def bind_bulk(self, endpoint: str) -> None:
         """Listen for connections that carry sealed data. Raises TransportError."""
         self._bulk = make_router(self._context, part=self.limits.part, queued=_QUEUED_BULK)
         self._outbox.bulk = self._bulk
+        self._unfinished.listens(endpoint, bulk=True)
         try:
             self._bulk.bind(endpoint)
         except zmq.ZMQError as e:
@@ -274,7 +281,7 @@ class Door:
                 return
             self._peers[rid] = peer
         peer.entry = entry
-        peer.heard = now
+        peer.heard = peer.said = now
         message_id = NO_ID
         try:
             message = split(
@@ -320,13 +327,14 @@ class Door:
                 frames = self._bulk.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            fd = source_of(frames[-1])
+            self._bulk_said[fd] = time.monotonic()
             rid = frames[0].bytes
             if len(frames) > 4 or len(rid) != _OWN_RID or rid[0]:
                 continue
             with contextlib.suppress(VaultError):
                 parts = [f.buffer for f in frames[1:]]
                 message = split(parts, body_cap=256, data_cap=self.limits.chunk + TAG_BYTES)
-                fd = source_of(frames[-1])
                 self._listener.on_bulk(message, lambda entry, rid=rid, fd=fd: self._bulk_peer(rid, entry, fd))  # type: ignore[misc]
 
     def _bulk_peer(self, rid: bytes, entry: ClientEntry, fd: int) -> Peer:
@@ -337,6 +345,19 @@ class Door:
         if peer is None:
             peer = self._bulk_peers[rid] = Peer(rid, entry, fd, time.monotonic(), bulk=True)
         return peer
+
+    def _end_unfinished(self, now: float) -> None:
+        """End connections that finish no message, or say nothing for very long."""
+        peers = {peer.inode: peer for peer in (*self._peers.values(), *self._bulk_peers.values())}
+        said = {inode: peer.said for inode, peer in peers.items()}
+        self._bulk_said = {fd: at for fd, at in self._bulk_said.items() if now - at < QUIET_S}
+        said |= {inode_of(fd): at for fd, at in self._bulk_said.items()}
+        for connection in self._unfinished.look(now, said):
+            peer = peers.get(connection.inode)
+            if peer is not None and connection.unread:
+                self.cut(peer, "it finishes no message", bar=True)
+            elif peer is not None:
+                self._gone(peer)
 
     def _tick(self, now: float) -> None:
         self._clients.refresh()
@@ -352,5 +373,6 @@ class Door:
         for peer in list(self._outbox.blocked.values()):
             if now - peer.blocked_since > self.limits.stalled:
                 self.cut(peer, "it takes nothing")
+        self._end_unfinished(now)
         if self._listener is not None:
             self._listener.on_tick(now)

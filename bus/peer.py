@@ -31,6 +31,7 @@ class Peer:
         "refused_since",
         "requests",
         "rid",
+        "said",
         "strikes",
         "waiting",
         "waiting_bytes",
@@ -41,8 +42,11 @@ class Peer:
         self.bulk = bulk
         self.entry = entry
         self.fd = fd
-        self.inode = _inode(fd)
+        self.inode = inode_of(fd)
         self.heard = now
+        """When it was last known to be there."""
+        self.said = now
+        """When it last said something whole."""
         self.waiting: deque[tuple[list[bytes | memoryview], int]] = deque()
         """Messages, and how many bytes of them count."""
         self.waiting_bytes = 0
@@ -55,17 +59,22 @@ class Peer:
         self.gone = False
 
     def shut_down(self) -> None:
-        """End the connection under libzmq's hands. Nothing happens if the descriptor is another's by now."""
-        with contextlib.suppress(OSError):
-            mine = os.dup(self.fd)
-            try:
-                if os.fstat(mine).st_ino == self.inode:
-                    with socket.socket(fileno=mine) as connection:
-                        mine = -1
-                        connection.shutdown(socket.SHUT_RDWR)
-            finally:
-                if mine >= 0:
-                    os.close(mine)
+        """End the connection under libzmq's hands."""
+        shut_down(self.fd, self.inode)
+
+
+def shut_down(fd: int, inode: int) -> None:
+    """End a connection under libzmq's hands. Nothing happens if the descriptor is another's by now."""
+    with contextlib.suppress(OSError):
+        mine = os.dup(fd)
+        try:
+            if os.fstat(mine).st_ino == inode:
+                with socket.socket(fileno=mine) as connection:
+                    mine = -1
+                    connection.shutdown(socket.SHUT_RDWR)
+        finally:
+            if mine >= 0:
+                os.close(mine)
 
 
 class Listener(Protocol):
@@ -91,7 +100,8 @@ def source_of(frame: zmq.Frame) -> int:
     return -1
 
 
-def _inode(fd: int) -> int:
+def inode_of(fd: int) -> int:
+    """The inode behind a descriptor; -1 when there is none."""
     with contextlib.suppress(OSError):
         return os.fstat(fd).st_ino
     return -1

@@ -113,6 +113,10 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """A stream whose client is silent for so long is cut."""
     stalled: float = 30.0
     """A connection that takes nothing for so long while something waits for it is cut."""
+    memory: int = 512 << 20
+    """Bytes by which the process may grow in ten minutes; with more, whoever finishes no message is cut."""
+    mute: float = 300.0
+    """A connection that says nothing for so long is ended; its client connects again when it has something to say."""
     quiet: float = 60.0
     """A connection that says nothing for so long is looked after: whether it is still there."""
 

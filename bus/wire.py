@@ -130,6 +130,7 @@ class Wire:
         self.bulk: Line | None = None
         if record.bulk is not None:
             self.bulk = Line(context, poller, limits.bulk_chunk + 64)
+            self.bulk.socket.reconnect_ivl = 100  # what comes late there belongs to no stream, and is dropped
             self.bulk.socket.connect(self._addresses[1].zmq)
 
     def events(self) -> Iterator[tuple[int, int]]:
