@@ -81,7 +81,7 @@ class Door:
         self._listener: Listener | None = None
         self._context = zmq.Context(io_threads=2)
         self._barred = Barred()
-        self._unfinished = Unfinished(limits)
+        self._unfinished = Unfinished(memory=limits.memory, mute=limits.mute)
         self._zap = Zap(self._context, clients, self._barred)
         self._router = make_router(self._context, part=limits.part, queued=_QUEUED)
         self._outbox = Outbox(limits, self._counts, self._router, cut=self.cut, gone=self._gone)

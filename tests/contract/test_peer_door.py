@@ -11,7 +11,10 @@ import pytest
 import zmq
 from zmq.utils import z85
 
+from support.endless_sender import endless
+from support.raw_client import rss
 from walytis_vault.bus.security import BusKeys, make_keys
+from walytis_vault.bus.unfinished import Unfinished
 from walytis_vault.domain.errors import BusyError
 from walytis_vault.peers import connections as bounds
 from walytis_vault.peers import protocol as p
@@ -154,3 +157,41 @@ def test_a_key_that_connects_anew_is_served(door: PeerDoor) -> None:
     finally:
         for link in links:
             link.close()
+
+
+def test_a_request_of_endless_parts_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded while a member sends 2 GiB in one message; others are answered."""
+    monkeypatch.setattr("walytis_vault.peers.door.Unfinished", lambda: Unfinished(memory=64 << 20))
+    made = PeerDoor(DOOR.secret.encode(), admits=lambda _key: True, answer=lambda *_: (p.Done(number=7), ()))
+    made.start()
+    keys, before, most = make_keys(), rss(), 0
+    try:
+        with endless(2048, "dial", f"tcp://127.0.0.1:{made.port}", DOOR.public, keys.public, keys.secret):
+            eventually(lambda: rss() > before + (32 << 20), "memory grows")
+            until = time.monotonic() + PATIENCE_S
+            while (now := rss()) > before + (48 << 20):
+                most = max(most, now)
+                assert isinstance(asked(made), p.Done)
+                assert time.monotonic() < until
+    finally:
+        made.close()
+    assert most < before + (600 << 20)
+
+
+def test_an_answer_of_endless_parts_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for a member's node that answers so."""
+    monkeypatch.setattr("walytis_vault.peers.link.Unfinished", lambda: Unfinished(memory=64 << 20))
+    before, most = rss(), 0
+    with endless(2048, "serve", DOOR.secret) as port:
+        link = PeerLink(int(port), server_key=z85.decode(DOOR.public.encode()), keys=make_keys())
+        try:
+            answer = link.send(p.ChainSize(), timeout=PATIENCE_S)
+            eventually(lambda: rss() > before + (32 << 20), "memory grows")
+            until = time.monotonic() + PATIENCE_S
+            while (now := rss()) > before + (48 << 20):
+                most = max(most, now)
+                assert time.monotonic() < until
+            assert not answer.done()
+        finally:
+            link.close()
+    assert most < before + (600 << 20)

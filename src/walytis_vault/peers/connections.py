@@ -19,6 +19,7 @@ from typing import Final
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from walytis_vault.bus.peer import inode_of
 from walytis_vault.domain.errors import BusyError
 from walytis_vault.peers import protocol as p
 
@@ -76,6 +77,10 @@ class Connections:
     def count(self) -> int:
         """How many there are."""
         return len(self._live)
+
+    def said(self) -> dict[int, float]:
+        """When each connection, by its inode, said something last (monotonic seconds)."""
+        return {inode_of(c.fd): c.heard_at for c in self._by_id.values()}
 
     def watch(self) -> None:
         """Note who came and went."""

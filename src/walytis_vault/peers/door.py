@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ import zmq
 from zmq.utils import z85
 
 from walytis_vault.bus.pool import FairPool
+from walytis_vault.bus.unfinished import Unfinished
 from walytis_vault.bus.wake import Wake
 from walytis_vault.domain.errors import BusyError, TransportError, UntrustedInputError, VaultError
 from walytis_vault.peers import protocol as p
@@ -30,6 +32,7 @@ IN_FLIGHT: Final = 32
 """Requests of one key that may wait or be under way (a count)."""
 IN_FLIGHT_ALL: Final = 256
 BURST: Final = 32
+TICK_MS: Final = 250
 RETRY_MS: Final = 5
 """Pause before what could not be sent is tried again; libzmq does not tell when one connection takes more."""
 
@@ -75,6 +78,8 @@ class PeerDoor:
             self.port = router.bind_to_random_port("tcp://127.0.0.1")
         except zmq.ZMQError as e:
             raise TransportError(f"the peer door cannot be opened: {e}") from e
+        self._unfinished = Unfinished()
+        self._unfinished.listens(f"tcp://127.0.0.1:{self.port}")
         self._wake = Wake()
         self._outgoing: deque[tuple[bytes, list[bytes]]] = deque()
         self._in_flight: Counter[bytes] = Counter()
@@ -105,8 +110,9 @@ class PeerDoor:
         poller.register(self._zap, zmq.POLLIN)
         poller.register(self._connections.events, zmq.POLLIN)
         poller.register(self._wake.fileno(), zmq.POLLIN)
+        tick_at = 0.0
         while not self._closing:
-            ready = dict(poller.poll(RETRY_MS if self._connections.blocked else 1000))
+            ready = dict(poller.poll(RETRY_MS if self._connections.blocked else TICK_MS))
             try:
                 self._wake.clear()
                 self._connections.watch()
@@ -117,6 +123,9 @@ class PeerDoor:
                     self._admit()
                 if self._router in ready:
                     self._receive()
+                if (now := time.monotonic()) >= tick_at:
+                    tick_at = now + TICK_MS / 1000
+                    self._unfinished.look(now, self._connections.said())
             except Exception:
                 _log.exception("the peer door met an unexpected error and goes on")
         self._connections.close()

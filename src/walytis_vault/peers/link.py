@@ -19,6 +19,7 @@ import zmq
 from zmq.utils import z85
 
 from walytis_vault.bus.security import BusKeys
+from walytis_vault.bus.unfinished import Unfinished
 from walytis_vault.bus.wake import Wake
 from walytis_vault.domain.errors import TimedOutError, TransportError, UntrustedInputError
 from walytis_vault.peers import protocol as p
@@ -54,6 +55,10 @@ class PeerLink:
         dealer.curve_publickey = keys.public.encode()
         dealer.curve_secretkey = keys.secret.encode()
         dealer.connect(f"tcp://127.0.0.1:{port}")
+        self._unfinished = Unfinished()
+        self._unfinished.dials(port)
+        self._whole_at = 0.0
+        """When a whole message came last, whatever it was."""
         self._wake = Wake()
         self._outgoing: deque[list[bytes]] = deque()
         self._open: dict[bytes, tuple[Future[Replied], float]] = {}
@@ -134,6 +139,7 @@ class PeerLink:
                 frames = [f.bytes for f in self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)]
             except zmq.Again:
                 return
+            self._whole_at = time.monotonic()
             try:
                 nonce = p.nonce_of(frames)
             except UntrustedInputError:
@@ -150,6 +156,7 @@ class PeerLink:
 
     def _sweep(self) -> None:
         now = time.monotonic()
+        self._unfinished.look(now, {}, self._whole_at)
         with self._lock:
             late = [nonce for nonce, (_, until) in self._open.items() if until <= now]
             futures = [self._open.pop(nonce)[0] for nonce in late]
