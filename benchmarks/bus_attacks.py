@@ -90,6 +90,21 @@ def garbage(home: Path, _content: str) -> None:
         s.close()
 
 
+def churn(home: Path, _content: str) -> None:
+    """Makes a connection for each request, as many at once as threads go, and reads what it asked for."""
+
+    def again() -> None:
+        while True:
+            s = dealer(home)
+            send(s, pack(Kind.REQUEST, secrets.token_bytes(16), StatusCall()))
+            s.poll(1000)
+            s.close()
+
+    for _ in range(16):
+        threading.Thread(target=again, daemon=True).start()
+    time.sleep(3600)
+
+
 def streams(home: Path, content: str) -> None:
     """Opens a thousand streams, again and again."""
     while True:
@@ -187,6 +202,7 @@ ATTACKS: dict[str, Callable[[Path, str], None]] = {
     "stalled": stalled,
     "no_credit": no_credit,
     "garbage": garbage,
+    "churn": churn,
     "streams": streams,
     "parts": parts,
     "endless": endless,

@@ -21,6 +21,7 @@ import zmq
 from walytis_vault.bus.barred import Barred
 from walytis_vault.bus.clients import ClientTable
 from walytis_vault.bus.gate import Gate
+from walytis_vault.bus.live import Live
 from walytis_vault.bus.meter import Meter
 from walytis_vault.bus.outbox import Outbox
 from walytis_vault.bus.peer import Listener, Peer, inode_of, source_of
@@ -68,22 +69,23 @@ class Door:
         self._clients = clients
         self._peers: dict[bytes, Peer] = {}
         self._bulk_peers: dict[bytes, Peer] = {}
+        self._by_fd: dict[int, Peer] = {}
+        """Ordinary connections by descriptor."""
         self._bulk_said: dict[int, float] = {}
         """When something whole came last over a connection to the bulk socket, by its descriptor."""
         self._ended: dict[bytes, float] = {}
         """Connections that were cut, and when: what they sent before may still come."""
-        self._looked_after: dict[str, float] = {}
-        """When the connections of a key were looked after because they were too many."""
         self._posted: deque[Callable[[], None]] = deque()
         self._wake = Wake()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
         self._context = zmq.Context(io_threads=2)
-        self._barred = Barred()
+        self._barred = Barred(limits)
         self._unfinished = Unfinished(memory=limits.memory, mute=limits.mute)
         self._zap = Zap(self._context, clients, self._barred)
         self._router = make_router(self._context, part=limits.part, queued=_QUEUED)
+        self._live = Live(self._router)
         self._outbox = Outbox(limits, self._counts, self._router, cut=self.cut, gone=self._gone)
         self._bulk: zmq.Socket[bytes] | None = None
         self._router.curve_server = True
@@ -140,6 +142,7 @@ class Door:
                 _log.error("the bus did not stop in %.1f s; its socket is left to the end of the process", timeout)
                 return
         self._zap.gate.close()
+        self._live.close()
         self._context.destroy(linger=200)
         self._wake.close()
 
@@ -173,7 +176,7 @@ class Door:
 
     def hold_against(self, peer: Peer) -> None:
         """It made work for nothing; whoever does so on and on is cut."""
-        if (reason := self._barred.refused(peer, time.monotonic(), self.limits)) is not None:
+        if (reason := self._barred.refused(peer, time.monotonic())) is not None:
             self.cut(peer, reason, bar=True)
 
     def cut(self, peer: Peer, why: str, *, bar: bool = False) -> None:
@@ -204,6 +207,8 @@ class Door:
         peers = self._bulk_peers if peer.bulk else self._peers
         if peers.get(peer.rid) is peer:
             del peers[peer.rid]
+        if self._by_fd.get(peer.fd) is peer:
+            del self._by_fd[peer.fd]
         if self._listener is not None:
             self._listener.on_gone(peer)
 
@@ -211,6 +216,7 @@ class Door:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._zap.socket, zmq.POLLIN)
+        poller.register(self._live.events, zmq.POLLIN)
         if self._bulk is not None:
             poller.register(self._bulk, zmq.POLLIN)
         poller.register(self._wake.fileno(), zmq.POLLIN)
@@ -229,6 +235,8 @@ class Door:
                     self._posted.popleft()()
                 if self._zap.socket in ready:
                     self._zap.answer()
+                if self._live.events in ready:
+                    self._watch()
                 if self._router in ready:
                     self._receive()
                 if self._bulk in ready:
@@ -242,6 +250,12 @@ class Door:
             except Exception:
                 # One bad message or one failing service call must not end the door for everybody.
                 _log.exception("bus: the door met an unexpected error and goes on")
+
+    def _watch(self) -> None:
+        """Forget the connections that have ended."""
+        for fd in self._live.watch():
+            if (peer := self._by_fd.pop(fd, None)) is not None:
+                self._gone(peer)
 
     def _receive(self) -> None:
         for number in range(_BURST):
@@ -276,10 +290,11 @@ class Door:
             peer = None
         if peer is None:
             peer = Peer(rid, entry, source_of(frames[-1]), now)
-            if not self._has_room(entry, now):
+            self._watch()  # those that have ended make room, and one of them may have had this descriptor
+            if not self._has_room(entry):
                 self.cut(peer, "its key has too many connections")
                 return
-            self._peers[rid] = peer
+            self._peers[rid] = self._by_fd[peer.fd] = peer
         peer.entry = entry
         peer.heard = peer.said = now
         message_id = NO_ID
@@ -297,21 +312,18 @@ class Door:
                 message_id = frames[1].bytes[5:]
             self.send_error(peer, message_id, e)
             self._counts.malformed += isinstance(e, UntrustedInputError)
-            if (reason := self._barred.told(peer, e, now, self.limits)) is not None:
+            if (reason := self._barred.told(peer, e, now)) is not None:
                 self.cut(peer, reason, bar=True)
+        if peer.fd >= 0 and peer.fd not in self._live:
+            self._gone(peer)  # this was the last that it said
 
-    def _has_room(self, entry: ClientEntry, now: float) -> bool:
+    def _has_room(self, entry: ClientEntry) -> bool:
         """Whether a key may have one more connection."""
-        key = entry.public_key
-        own = [p for p in self._peers.values() if p.entry.public_key == key]
-        if len(own) >= self.limits.client_connections and now - self._looked_after.get(key, -1.0) > 1.0:
-            self._looked_after[key] = now
-            self._look_after(own, now)
-            own = [p for p in own if not p.gone]
-        return len(own) < self.limits.client_connections
+        own = sum(p.entry.public_key == entry.public_key for p in self._peers.values())
+        return own < self.limits.client_connections
 
     def _look_after(self, peers: Iterable[Peer], now: float) -> None:
-        """Forget those that are not there any more: libzmq does not tell when a client has closed."""
+        """Forget those that are not there any more, however libzmq failed to tell."""
         for peer in peers:
             if self._outbox.reaches(peer):
                 peer.heard = now
@@ -354,6 +366,7 @@ class Door:
         said |= {inode_of(fd): at for fd, at in self._bulk_said.items()}
         for connection in self._unfinished.look(now, said):
             peer = peers.get(connection.inode)
+            self._counts.cut += peer is None and connection.unread > 0
             if peer is not None and connection.unread:
                 self.cut(peer, "it finishes no message", bar=True)
             elif peer is not None:

@@ -92,6 +92,8 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Open subscriptions and waits of one client key (a count)."""
     client_connections: int = 640
     """Connections of one client key; a further one is cut (a count)."""
+    client_connects: int = 64
+    """New connections of one client key in a second, ten times as many at once; with more its key waits (a count)."""
     connects: int = 256
     """New connections in a second; with more, nobody new is let in for a moment. A refused one counts 16 times."""
     malformed: int = 16

@@ -46,7 +46,7 @@ class Zap:
                 self._clients.refresh()
                 entry = self._clients.by_key(z85.encode(parts[6]).decode())
             now = time.monotonic()
-            barred = entry is not None and self._barred.holds(entry.public_key, now)
+            barred = entry is not None and not self._barred.may_come(entry.public_key, now)
             self.gate.came(now, refused=entry is None or barred)
             if entry is None:
                 self.socket.send_multipart([b"1.0", request_id, b"400", b"not admitted", b"", b""])

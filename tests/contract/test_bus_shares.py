@@ -126,9 +126,34 @@ def test_connections_of_one_key_are_bounded(make: MakeWorld) -> None:
         raw.close()
 
 
+def test_a_connection_for_each_call_is_borne(make: MakeWorld) -> None:
+    """A program that opens one after the other is served, however many; each is forgotten when it ends."""
+    world = make(BusLimits(client_connections=3))
+    for _ in range(50):
+        raw = Raw(world)
+        raw.send(Kind.REQUEST, ident(), StatusCall())
+        assert raw.receive()[0] is Kind.REPLY
+        raw.close()
+        assert eventually(lambda: world.server.details()["connections"] == 0)
+    assert world.server.details()["totals"]["cut"] == 0
+
+
+def test_what_a_client_said_before_it_ended_still_counts(make: MakeWorld) -> None:
+    """A publish whose client ends right away takes effect, and the connection is forgotten."""
+    world = make(BusLimits())
+    for number in range(1, 21):
+        raw = Raw(world)
+        raw.socket.linger = 1000
+        raw.send(Kind.REQUEST, ident(), PublishCall(inline=True), b"%d" % number)
+        raw.socket.close()
+        assert eventually(lambda n=number: world.service.position == n)
+        raw.close()
+    assert eventually(lambda: world.server.details()["connections"] == 0)
+
+
 def test_closed_connections_are_forgotten(make: MakeWorld) -> None:
     """Connections that are no more are not counted for ever; one that only listens stays."""
-    world = make(BusLimits(quiet=0.5))
+    world = make(BusLimits())
     client = world.client()
     for _ in range(20):
         raw = Raw(world)

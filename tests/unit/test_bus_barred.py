@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from walytis_vault.bus.barred import FIRST_S, FORGIVEN_S, MOST_S, Barred
+from walytis_vault.bus.protocol import BusLimits
 
 KEY, OTHER = "a" * 40, "b" * 40
 
@@ -42,3 +43,16 @@ def test_good_behaviour_is_forgiven_and_forgotten() -> None:
     assert barred.add(KEY, 4.0 + FORGIVEN_S) == FIRST_S
     barred.refresh(1000.0)
     assert not barred.holds(KEY, 1000.0)
+
+
+def test_connections_of_a_key_have_a_pace() -> None:
+    """Ten seconds' worth at once, then as many a second for ever; with more it is barred, and others are not."""
+    barred = Barred(BusLimits(client_connects=10))
+    assert all(barred.may_come(KEY, 0.0) for _ in range(100))
+    assert all(barred.may_come(KEY, 0.101 * number) for number in range(1, 10))
+    assert not barred.may_come(KEY, 0.91)
+    assert barred.may_come("other", 0.91)
+    assert not barred.may_come(KEY, 0.91 + FIRST_S / 2)
+    assert barred.may_come(KEY, 0.91 + FIRST_S)
+    barred.refresh(1000.0)
+    assert all(barred.may_come(KEY, 1000.0) for _ in range(100))
