@@ -13,8 +13,8 @@ from typing import Final
 
 from walytis_vault.adapters.walytis import upstream
 
-LOOK_S: Final = 0.2
-"""Seconds between looks, which cost 25 µs each; as often is told at most."""
+LOOK_S: Final = 0.5
+"""Seconds between looks, each of which costs about a millisecond in Kubo; as often is told at most."""
 
 
 class Greeter:
