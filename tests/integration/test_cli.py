@@ -131,7 +131,9 @@ def test_status_tells_vault_and_views(home: Path) -> None:
     for view in status["views"].values():
         assert view["position"] == status["position"]
         assert view["hash"]
-    assert status["vault_id"] in run(home, "status").stdout.decode()
+    said = run(home, "status").stdout.decode()
+    assert status["vault_id"] in said
+    assert "None" not in said, "what was not measured yet is told in words"
 
 
 def test_forgotten_is_refused_and_its_record_remains(home: Path) -> None:

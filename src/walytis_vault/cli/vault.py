@@ -232,9 +232,9 @@ def _view_state(name: str, view: ViewStatus) -> str:
 
 
 def _plain(value: object) -> object:
-    """A mapping as a line of text; anything else as it is."""
+    """A mapping as a line of text; anything else as it is, and what is not known as such."""
     if not isinstance(value, Mapping):
-        return value
+        return "not known yet" if value is None else value
     return ", ".join(f"{str(name).replace('_', ' ')} {_plain(inner)}" for name, inner in value.items()) or "none"
 
 
