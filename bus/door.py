@@ -368,7 +368,7 @@ class Door:
             peer = peers.get(connection.inode)
             self._counts.cut += peer is None and connection.unread > 0
             if peer is not None and connection.unread:
-                self.cut(peer, "it finishes no message", bar=True)
+                self.cut(peer, "it finishes no message")
             elif peer is not None:
                 self._gone(peer)
 
@@ -386,6 +386,6 @@ class Door:
         for peer in list(self._outbox.blocked.values()):
             if now - peer.blocked_since > self.limits.stalled:
                 self.cut(peer, "it takes nothing")
-        self._end_unfinished(now)
         if self._listener is not None:
             self._listener.on_tick(now)
+        self._end_unfinished(now)

@@ -36,8 +36,6 @@ _PAST: Final = 120
 _LOOK_S: Final = 30.0
 """Seconds between looks at who is mute: each costs some 20 µs for each open descriptor."""
 _OWN: Final = Path("/proc/self")
-
-
 _DOUBT_S: Final = 2.0
 """Seconds for which memory has grown after which all quiet connections are ended, if nothing tells them apart."""
 
@@ -90,8 +88,12 @@ class Unfinished:
             said: when each connection, by its inode, said something whole last.
             others: the same for those that it does not name.
         """
-        if not _OWN.is_dir():
+        try:
+            return self._look(now, said, others)
+        except OSError:  # another system, or no descriptor is left to look with: at the next look, perhaps
             return []
+
+    def _look(self, now: float, said: Mapping[int, float], others: float) -> list[Connection]:
         ended: list[Connection] = []
         if self._grown(now):
             quiet = [c for c in self._connections() if now - said.get(c.inode, others) > QUIET_S]
